@@ -1,0 +1,1 @@
+"""Data that networks are trained and judged on."""

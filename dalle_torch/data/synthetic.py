@@ -1,0 +1,317 @@
+"""Captioned pictures of simple shapes: an endless data set that is a pure function of a seed.
+
+Owns: the grammar (`Scene`, `parse_caption`), the drawing (`render`) and the sampling of scenes (`sample_scenes`,
+`sample_prompts`). Does not own: judging a picture (`shapes_checker`), text ids, image codes.
+
+The grammar, with `|` between choices and brackets around what may be left out:
+
+    caption    := single | pair
+    single     := part [place] [background]
+    pair       := part relation part [background]
+    part       := ("a" | "an") [size] colour shape
+    place      := "in the centre" | "at the" ("top left" | "top" | ... | "bottom right")
+    relation   := "to the left of" | "to the right of" | "above" | "below"
+    background := "on a" ("white" | "black" | "gray") "background"
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import numpy as np
+
+_T = TypeVar("_T")
+
+IMAGE_SIZE: Final = 64
+"""Pixels of a picture's side."""
+
+COLORS: Final[dict[str, tuple[int, int, int]]] = {
+    "red": (225, 45, 45),
+    "orange": (245, 135, 20),
+    "yellow": (250, 230, 60),
+    "green": (30, 160, 60),
+    "cyan": (60, 205, 225),
+    "blue": (45, 75, 215),
+    "purple": (160, 40, 200),
+}
+BACKGROUNDS: Final[dict[str, tuple[int, int, int]]] = {
+    "white": (255, 255, 255),
+    "black": (0, 0, 0),
+    "gray": (128, 128, 128),
+}
+SHAPES: Final = ("circle", "square", "triangle", "diamond")
+SIZES: Final[dict[str, int]] = {"small": 14, "large": 24}
+"""Side of a shape's bounding box in pixels, before jitter."""
+RELATIONS: Final[dict[str, tuple[int, int]]] = {
+    "to the left of": (-1, 0),
+    "to the right of": (1, 0),
+    "above": (0, -1),
+    "below": (0, 1),
+}
+"""Where the first part lies, seen from the second one: (x, y) with y pointing down."""
+PLACES: Final[dict[str, tuple[int, int]]] = {
+    "at the top left": (-1, -1),
+    "at the top": (0, -1),
+    "at the top right": (1, -1),
+    "at the left": (-1, 0),
+    "in the centre": (0, 0),
+    "at the right": (1, 0),
+    "at the bottom left": (-1, 1),
+    "at the bottom": (0, 1),
+    "at the bottom right": (1, 1),
+}
+"""Where a single part lies, seen from the middle of the picture."""
+HELD_OUT: Final = frozenset({("red", "triangle"), ("green", "diamond"), ("yellow", "square"), ("purple", "circle")})
+"""(colour, shape) pairs that no training picture shows."""
+
+STEP: Final = 16
+"""Pixels from the middle of the picture to the middle of an outer place."""
+POSITION_JITTER: Final = 2
+SIZE_JITTER: Final = 1
+
+_DRAWS = 20  # independent random numbers that one scene may use
+_PART = rf"an? (?:(?P<size{{0}}>{'|'.join(SIZES)}) )?(?P<color{{0}}>{'|'.join(COLORS)}) (?P<shape{{0}}>{'|'.join(SHAPES)})"
+_BACKGROUND = rf"(?: on a (?P<background>{'|'.join(BACKGROUNDS)}) background)?"
+_SINGLE = re.compile(_PART.format(0) + rf"(?: (?P<place>{'|'.join(sorted(PLACES, key=len, reverse=True))}))?" + _BACKGROUND)
+_PAIR = re.compile(_PART.format(0) + rf" (?P<relation>{'|'.join(RELATIONS)}) " + _PART.format(1) + _BACKGROUND)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One shape of a scene; `size` is None where the caption leaves it open."""
+
+    color: str
+    shape: str
+    size: str | None = None
+
+    def __post_init__(self) -> None:
+        _require("color", self.color, COLORS)
+        _require("shape", self.shape, SHAPES)
+        _require("size", self.size, SIZES, optional=True)
+
+    @property
+    def held_out(self) -> bool:
+        """Whether no training picture shows this colour on this shape."""
+        return (self.color, self.shape) in HELD_OUT
+
+    @property
+    def phrase(self) -> str:
+        words = f"{self.size} {self.color} {self.shape}" if self.size else f"{self.color} {self.shape}"
+        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What a caption says: one part with a place, or two with a relation; None is what the caption leaves open.
+
+    Raises:
+        ValueError: a word is not in the grammar, or place and relation do not fit the number of parts.
+    """
+
+    parts: tuple[Part, ...]
+    relation: str | None = None
+    place: str | None = None
+    background: str | None = None
+
+    def __post_init__(self) -> None:
+        _require("relation", self.relation, RELATIONS, optional=True)
+        _require("place", self.place, PLACES, optional=True)
+        _require("background", self.background, BACKGROUNDS, optional=True)
+        if len(self.parts) not in (1, 2):
+            raise ValueError(f"a scene has one or two parts, not {len(self.parts)}")
+        if (len(self.parts) == 2) != (self.relation is not None):
+            raise ValueError(f"{len(self.parts)} parts do not go with relation={self.relation!r}: two parts need one")
+        if len(self.parts) == 2 and self.place is not None:
+            raise ValueError(f"place={self.place!r} needs a single part; two parts have a relation")
+
+    @property
+    def held_out(self) -> bool:
+        """Whether a part shows a colour and shape that were never trained on together."""
+        return any(part.held_out for part in self.parts)
+
+    @property
+    def caption(self) -> str:
+        words = [self.parts[0].phrase]
+        if self.relation:
+            words += [self.relation, self.parts[1].phrase]
+        if self.place:
+            words.append(self.place)
+        if self.background:
+            words.append(f"on a {self.background} background")
+        return " ".join(words)
+
+
+def parse_caption(caption: str) -> Scene:
+    """Read a caption back into its scene; the inverse of `Scene.caption`.
+
+    Case, surrounding space, a final full stop and the spellings "center" and "grey" make no difference.
+
+    Raises:
+        ValueError: the caption does not follow the grammar.
+    """
+    text = " ".join(caption.lower().split()).removesuffix(".").replace("center", "centre").replace("grey", "gray")
+    found = _SINGLE.fullmatch(text) or _PAIR.fullmatch(text)
+    if found is None:
+        raise ValueError(
+            f"caption {caption!r} does not follow the grammar, e.g. 'a small red circle to the left of a large blue "
+            "square on a white background' or 'a large green triangle at the top left on a black background'"
+        )
+    fields = found.groupdict()
+    parts = tuple(
+        Part(color=fields[f"color{n}"], shape=fields[f"shape{n}"], size=fields[f"size{n}"])
+        for n in range(2)
+        if fields.get(f"color{n}")
+    )
+    return Scene(
+        parts=parts, relation=fields.get("relation"), place=fields.get("place"), background=fields["background"]
+    )
+
+
+def sample_scenes(
+    n: int, seed: int, *, start: int = 0, unseen: bool = False, single: float = 0.4, leave_out: float = 0.0
+) -> list[Scene]:
+    """Scenes `start` to `start + n` of the endless sequence that `seed` names.
+
+    Args:
+        unseen: one part of each scene is one of `HELD_OUT`; otherwise none is.
+        single: share of scenes with one part.
+        leave_out: share of sizes, places and backgrounds that the captions leave open.
+    """
+    draws = _uniform(seed, n, start)
+    return [_scene(list(row), unseen, single, leave_out) for row in draws]
+
+
+def sample_prompts(n: int, seed: int, unseen: bool = False) -> list[str]:
+    """Captions of `sample_scenes` with nothing left open; with `unseen` each names a pair of `HELD_OUT`."""
+    return [scene.caption for scene in sample_scenes(n, seed, unseen=unseen)]
+
+
+def render(scenes: Sequence[Scene], seed: int, *, start: int = 0) -> np.ndarray:
+    """Draw scenes with anti-aliased edges and a little jitter of place and size.
+
+    What a scene leaves open is drawn at random. Picture i depends on `scenes[i]`, `seed` and `start + i` alone.
+
+    Returns:
+        uint8 [len(scenes), 64, 64, 3].
+    """
+    draws = _uniform(seed ^ 0x5EED, len(scenes), start)
+    backgrounds = np.array(
+        [BACKGROUNDS[scene.background or _pick(tuple(BACKGROUNDS), u)] for scene, u in zip(scenes, draws[:, 0])]
+    ).reshape(-1, 3)
+    pictures = np.broadcast_to(
+        backgrounds.astype(np.float32)[:, None, None, :], (len(scenes), IMAGE_SIZE, IMAGE_SIZE, 3)
+    ).copy()
+    for slot in range(2):
+        chosen = [i for i, scene in enumerate(scenes) if len(scene.parts) > slot]
+        if not chosen:
+            continue
+        parts = [scenes[i].parts[slot] for i in chosen]
+        geometry = np.array([_geometry(scenes[i], slot, draws[i]) for i in chosen], dtype=np.float32)
+        shapes = np.array([SHAPES.index(part.shape) for part in parts])
+        inks = np.array([COLORS[part.color] for part in parts], dtype=np.float32)
+        alpha = coverage(shapes, geometry[:, :2], geometry[:, 2])[..., None]
+        pictures[chosen] += alpha * (inks[:, None, None, :] - pictures[chosen])
+    return np.rint(pictures).astype(np.uint8)
+
+
+def coverage(shapes: np.ndarray, centers: np.ndarray, sides: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
+    """Share of each pixel that a shape covers, from its signed distance to the pixel's middle.
+
+    Args:
+        shapes: indices into `SHAPES`, [B].
+        centers: (x, y) of the bounding boxes' middles in pixels, [B, 2].
+        sides: sides of the bounding boxes, [B].
+
+    Returns:
+        float32 [B, size, size] in [0, 1].
+    """
+    axis = np.arange(size, dtype=np.float32) + 0.5
+    x = axis[None, None, :] - centers[:, 0, None, None].astype(np.float32)
+    y = axis[None, :, None] - centers[:, 1, None, None].astype(np.float32)
+    half = (sides / 2).astype(np.float32)[:, None, None]
+    distance = np.empty((len(shapes), size, size), dtype=np.float32)
+    for index, name in enumerate(SHAPES):
+        rows = shapes == index
+        if rows.any():
+            distance[rows] = _DISTANCES[name](x[rows], y[rows], half[rows])
+    return np.clip(0.5 - distance, 0.0, 1.0)
+
+
+def _triangle(x: np.ndarray, y: np.ndarray, half: np.ndarray) -> np.ndarray:
+    slanted = (2 * np.abs(x) - y - half) / np.float32(5**0.5)
+    return np.maximum(slanted, y - half)
+
+
+_DISTANCES = {
+    "circle": lambda x, y, half: np.hypot(x, y) - half,
+    "square": lambda x, y, half: np.maximum(np.abs(x), np.abs(y)) - half,
+    "triangle": _triangle,
+    "diamond": lambda x, y, half: (np.abs(x) + np.abs(y) - half) / np.float32(2**0.5),
+}
+
+
+def _geometry(scene: Scene, slot: int, draws: np.ndarray) -> tuple[float, float, float]:
+    part = scene.parts[slot]
+    side, dx, dy, size = draws[1 + 4 * slot : 5 + 4 * slot]
+    if scene.relation:
+        x, y = (sign if slot == 0 else -sign for sign in RELATIONS[scene.relation])
+    else:
+        x, y = PLACES[scene.place or _pick(tuple(PLACES), draws[9])]
+    middle = IMAGE_SIZE / 2
+    return (
+        middle + STEP * x + _jitter(POSITION_JITTER, dx),
+        middle + STEP * y + _jitter(POSITION_JITTER, dy),
+        SIZES[part.size or _pick(tuple(SIZES), size)] + _jitter(SIZE_JITTER, side),
+    )
+
+
+def _scene(draws: list[float], unseen: bool, single: float, leave_out: float) -> Scene:
+    drawn = iter(draws)
+    n_parts = 1 if next(drawn) < single else 2
+    odd = int(next(drawn) * n_parts)
+    parts = []
+    for slot in range(n_parts):
+        choices = _HELD_OUT_PAIRS if unseen and slot == odd else _SEEN_PAIRS
+        color, shape = _pick(choices, next(drawn))
+        size = _pick(tuple(SIZES), next(drawn))
+        parts.append(Part(color=color, shape=shape, size=None if next(drawn) < leave_out else size))
+    background = _pick(tuple(BACKGROUNDS), next(drawn))
+    background = None if next(drawn) < leave_out else background
+    where = next(drawn)
+    if n_parts == 2:
+        return Scene(parts=tuple(parts), relation=_pick(tuple(RELATIONS), where), background=background)
+    place = None if next(drawn) < leave_out else _pick(tuple(PLACES), where)
+    return Scene(parts=tuple(parts), place=place, background=background)
+
+
+_HELD_OUT_PAIRS = tuple(sorted(HELD_OUT))
+_SEEN_PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES if (color, shape) not in HELD_OUT)
+
+
+def _pick(choices: Sequence[_T], u: float) -> _T:
+    return choices[int(u * len(choices))]
+
+
+def _jitter(bound: int, u: float) -> int:
+    return int(u * (2 * bound + 1)) - bound
+
+
+def _uniform(seed: int, n: int, start: int) -> np.ndarray:
+    """Numbers in [0, 1), [n, _DRAWS]: a hash (SplitMix64) of seed, index and column, so any index is at hand."""
+    counter = np.arange(start * _DRAWS, (start + n) * _DRAWS, dtype=np.uint64).reshape(n, _DRAWS)
+    key = _splitmix(np.array(seed % 2**64, dtype=np.uint64))
+    return (_splitmix(counter ^ key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _splitmix(z: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        z = z + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def _require(name: str, value: str | None, choices: Sequence[str] | dict, *, optional: bool = False) -> None:
+    if not (value in choices or (optional and value is None)):
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}")
