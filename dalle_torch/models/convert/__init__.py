@@ -1,0 +1,1 @@
+"""Foreign checkpoints: their names and layouts turned into ours, one module a source."""

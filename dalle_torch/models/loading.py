@@ -1,0 +1,259 @@
+"""`from_pretrained` for our models: from the hub, a folder or wandb, in our format or in a foreign one.
+
+Owns: which format a folder holds and which configuration goes with it. Does not own: downloads (`storage`), the check
+of weights and the filling of models (`weights`), foreign names (`convert`), networks.
+"""
+
+import copy
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from dalle_torch.models.weights import (
+    check_safetensors,
+    check_weights,
+    describe,
+    fill,
+    fill_other_buffers,
+    main_dtype,
+    parse_dtype,
+    place_modules,
+)
+from dalle_torch.storage import CheckpointError, resolve_model
+
+SAFETENSORS: tuple[tuple[str, ...], ...] = (
+    (SAFE_WEIGHTS_NAME,),
+    (SAFE_WEIGHTS_INDEX_NAME, "model-*.safetensors"),
+)
+
+# What transformers' Auto classes add of themselves, and old options without meaning today.
+_NO_OPTIONS = ("_from_auto", "_commit_hash", "code_revision", "trust_remote_code", "adapter_kwargs", "use_safetensors",
+               "weights_only", "low_cpu_mem_usage", "force_download", "proxies")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignFormat:
+    """Weights of another system that a model can be filled from."""
+
+    name: str
+    """What error messages call it."""
+    files: tuple[str, ...]
+    """Glob patterns; a folder that has a file for each of them holds this format."""
+    tensors: Callable[[Path, Any], Iterator[tuple[str, Tensor]]]
+    """(folder, configuration) -> (our parameter name, tensor in our layout), in the order of the file. A tensor may be
+    a view that is not contiguous, of any dtype. What has no place in our model comes under its foreign name, and is
+    then reported; what is to be ignored is left out. Called twice: to check, and to load."""
+    config: Callable[[Path], PreTrainedConfig] | None = None
+    """The configuration of a folder without `config.json`."""
+    pickled: bool = False
+    """The files can run code when they are read, so the user must say that they are trusted."""
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether `folder` holds this format."""
+        return all(any(folder.glob(pattern)) for pattern in self.files)
+
+
+class CheckpointModel(PreTrainedModel):
+    """A `PreTrainedModel` that loads from anywhere and never leaves a weight to chance.
+
+    Subclasses name their `config_class` and, in order of preference, their `foreign_formats`.
+    """
+
+    foreign_formats: ClassVar[tuple[ForeignFormat, ...]] = ()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        config: PreTrainedConfig | str | os.PathLike[str] | None = None,
+        dtype: torch.dtype | str | None = None,
+        device_map: str | int | torch.device | dict[str, Any] | None = None,
+        trust_pickle: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        subfolder: str = "",
+        local_files_only: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a model, in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: a folder, a hub id `name/repo`, or a wandb artifact
+                `entity/project/name:version`. Its weights are safetensors (one file or sharded) or one of
+                `foreign_formats`.
+            config: instead of the source's `config.json`; needed where there is none and the sizes do not tell.
+            dtype: of the floating-point weights: a torch dtype, its name, or "auto" (the default), which is that of
+                the configuration, else that of the checkpoint.
+            device_map: as in transformers: a device, a map from module names to devices, or "auto" (accelerate).
+            trust_pickle: read weights that are Python pickles (`.pt`, `.ckpt`). Such a file can run any code.
+            revision: branch, tag or commit on the hub.
+            token: for private repositories on the hub.
+            cache_dir: where downloads are kept.
+            subfolder: folder inside the source.
+            local_files_only: never ask the network.
+            **kwargs: values that replace those of the configuration, and, for safetensors, every option of
+                transformers' own `from_pretrained`; `max_memory` goes with `device_map`.
+
+        Raises:
+            FileNotFoundError: the source, its weights or its configuration do not exist.
+            CheckpointError: the source holds another type of model, a damaged file, or weights that are missing,
+                unexpected or of the wrong shape, all of which are listed; or it is pickled and not trusted.
+            ValueError: an option or the configuration is wrong.
+        """
+        source = pretrained_model_name_or_path
+        if source is None:
+            return super().from_pretrained(
+                None, *model_args, config=config, dtype=dtype, device_map=device_map, **kwargs
+            )
+        dtype = parse_dtype(kwargs.pop("torch_dtype", None) if dtype is None else dtype)
+        hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        folder = cls._resolve(source, trust_pickle, subfolder=subfolder or None, **hub)
+        foreign = cls._format_of(folder, source, trust_pickle)
+        overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in cls.config_class.__dataclass_fields__}
+        config = cls._find_config(folder, source, config, foreign, overrides)
+        wanted = kwargs.pop("output_loading_info", False)
+        if foreign is None:
+            check_safetensors(folder, cls._on_meta(config, *model_args), source)
+            model, info = super().from_pretrained(
+                folder, *model_args, config=config, dtype=dtype or "auto", device_map=device_map,
+                output_loading_info=True, **{**kwargs, "use_safetensors": True},
+            )  # fmt: skip
+        else:
+            info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+            model = cls._load_foreign(foreign, folder, source, config, dtype, device_map, model_args, kwargs)
+        model.config.name_or_path = model.name_or_path = str(source)
+        return (model, info) if wanted else model
+
+    @classmethod
+    def _resolve(cls, source: str | os.PathLike[str], trust_pickle: bool, **options: Any) -> Path:
+        if Path(source).expanduser().is_dir():
+            folder = Path(source).expanduser() / (options["subfolder"] or "")
+            if not folder.is_dir():
+                raise FileNotFoundError(f"{source} has no subfolder {options['subfolder']!r}")
+            return folder
+        readable = [form for form in cls.foreign_formats if trust_pickle or not form.pickled]
+        formats = [*SAFETENSORS, *(form.files for form in readable)]
+        try:
+            return resolve_model(source, weight_formats=formats, **options)
+        except FileNotFoundError as error:
+            pickled = [name for form in cls.foreign_formats if form not in readable for name in form.files]
+            if any(name in str(error) for name in pickled):
+                raise CheckpointError(f"{error}; pickled weights are read only with trust_pickle=True") from error
+            raise
+
+    @classmethod
+    def _format_of(cls, folder: Path, source: str | os.PathLike[str], trust_pickle: bool) -> ForeignFormat | None:
+        """The foreign format in `folder`; None: safetensors."""
+        if any(any(folder.glob(pattern)) for patterns in SAFETENSORS for pattern in patterns):
+            return None
+        for form in cls.foreign_formats:
+            if form.is_in(folder):
+                if form.pickled and not trust_pickle:
+                    raise CheckpointError(
+                        f"{source} holds {form.name} weights ({', '.join(form.files)}), which are Python pickles and can "
+                        "run any code: pass trust_pickle=True (--trust-pickle) if you trust whoever made them"
+                    )
+                return form
+        held = sorted(path.name for path in folder.iterdir())
+        known = [SAFE_WEIGHTS_NAME, *(" + ".join(form.files) for form in cls.foreign_formats)]
+        raise FileNotFoundError(
+            f"{source} holds no weights that {cls.__name__} can read ({', '.join(known)}); "
+            f"it holds {', '.join(held[:10]) or 'nothing'}{' ...' if len(held) > 10 else ''}"
+        )
+
+    @classmethod
+    def _find_config(
+        cls,
+        folder: Path,
+        source: str | os.PathLike[str],
+        config: PreTrainedConfig | str | os.PathLike[str] | None,
+        foreign: ForeignFormat | None,
+        overrides: dict[str, Any],
+    ) -> PreTrainedConfig:
+        if isinstance(config, PreTrainedConfig):
+            if not isinstance(config, cls.config_class):
+                raise ValueError(  # noqa: TRY004 (user mistakes are ValueErrors)
+                    f"config is a {type(config).__name__}, but {cls.__name__} needs a {cls.config_class.__name__}"
+                )
+            return cls.config_class.from_dict({**config.to_dict(), **overrides}) if overrides else copy.deepcopy(config)
+        if config is not None:
+            return cls.config_class.from_pretrained(config, **overrides)
+        if (folder / "config.json").is_file():
+            cls._check_config_file(folder / "config.json", source)
+            return cls.config_class.from_pretrained(folder, **overrides)
+        if foreign is not None and foreign.config is not None:
+            found = foreign.config(folder)
+            return cls.config_class.from_dict({**found.to_dict(), **overrides}) if overrides else found
+        raise FileNotFoundError(f"{source} has no config.json: pass config={cls.config_class.__name__}(...)")
+
+    @classmethod
+    def _check_config_file(cls, path: Path, source: str | os.PathLike[str]) -> None:
+        """Refuse the configuration of another type of model; `architectures` tells nothing in the published ones."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise CheckpointError(f"{source}: config.json is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{source}: config.json holds no object of options")
+        expected = cls.config_class.model_type
+        found = values.get("model_type")
+        if found is not None and found != expected:
+            raise CheckpointError(f"{source} holds a model of type {found!r}, but {cls.__name__} loads {expected!r}")
+        strangers = [key for key in values if key not in cls.config_class.__dataclass_fields__]
+        if found is None and 2 * len(strangers) > len(values):
+            raise CheckpointError(
+                f"{source}: config.json names no model_type, and its keys ({', '.join(strangers[:6])}, ...) are not "
+                f"those of {expected!r}, which {cls.__name__} loads"
+            )
+
+    @classmethod
+    def _on_meta(cls, config: PreTrainedConfig, *model_args: Any) -> Self:
+        with torch.device("meta"):
+            return cls(copy.deepcopy(config), *model_args)
+
+    @classmethod
+    def _load_foreign(
+        cls,
+        form: ForeignFormat,
+        folder: Path,
+        source: str | os.PathLike[str],
+        config: PreTrainedConfig,
+        dtype: torch.dtype | None,
+        device_map: Any,
+        model_args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Self:
+        max_memory = kwargs.pop("max_memory", None)
+        if "attn_implementation" in kwargs:
+            config._attn_implementation = kwargs.pop("attn_implementation")
+        strangers = sorted(key for key in kwargs if key not in _NO_OPTIONS)
+        if strangers:
+            raise ValueError(
+                f"{cls.__name__}.from_pretrained cannot use {', '.join(strangers)} with {form.name} weights: "
+                "convert them first (dalle-torch convert SOURCE DEST)"
+            )
+        model = cls._on_meta(config, *model_args)
+        stored = describe(form.tensors(folder, model.config), source)
+        check_weights(model, stored, source)
+        if dtype is None:
+            dtype = parse_dtype(getattr(config, "dtype", None)) or main_dtype(stored)
+        devices = place_modules(model, device_map, max_memory, dtype)
+        fill(model, form.tensors(folder, model.config), dtype, devices)
+        fill_other_buffers(model, devices)
+        model.config.dtype = dtype
+        model.eval()
+        if len(set(devices.values())) > 1:
+            from accelerate import dispatch_model
+
+            dispatch_model(model, device_map=devices, skip_keys=list(model._skip_keys_device_placement))
+        return model
