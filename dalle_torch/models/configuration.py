@@ -4,7 +4,7 @@ Owns: names, defaults and the checks of every option. Does not own: what the opt
 `feed_forward`, `layers`, `vqgan`).
 """
 
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
@@ -27,8 +27,8 @@ class DalleBartConfig(PreTrainedConfig):
     """
 
     model_type = "dallebart"
-    keys_to_ignore_at_inference = ["past_key_values"]
-    attribute_map = {
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    attribute_map: ClassVar[dict[str, str]] = {
         "num_attention_heads": "encoder_attention_heads",
         "hidden_size": "d_model",
         "num_hidden_layers": "encoder_layers",
