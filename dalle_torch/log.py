@@ -7,9 +7,10 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _ROOT = "dalle_torch"
 _LEVEL_VARIABLE = "DALLE_TORCH_LOG"
@@ -22,6 +23,8 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if logging.getLogger().handlers:
             return
+        from tqdm import tqdm
+
         try:
             tqdm.write(self.format(record), file=sys.stderr)
         except Exception:
@@ -89,6 +92,8 @@ def progress(
 
     It shows on the first process only, and only where stderr is a terminal unless `force` is set.
     """
+    from tqdm import tqdm
+
     shown = process_rank() == 0 and (force or sys.stderr.isatty())
     return tqdm(
         iterable, total=total, desc=desc, unit=unit, disable=not shown, file=sys.stderr, dynamic_ncols=True, leave=False

@@ -6,7 +6,7 @@ Does not own: reading what the files hold (`models.loading`, `models.convert`).
 """
 
 from dalle_torch.storage.atomic import atomic_file, atomic_folder, sha256_of
-from dalle_torch.storage.resolve import (
+from dalle_torch.storage.sources import (
     COMPANIONS,
     WEIGHT_FORMATS,
     CheckpointError,
