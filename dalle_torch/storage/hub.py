@@ -1,6 +1,7 @@
 """Repositories of the Hugging Face hub, through huggingface_hub, with an error message for every way it can fail."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import tqdm as hub_tqdm
 
 from dalle_torch.log import get_logger
 from dalle_torch.storage.choice import Request, files_below, matching
@@ -23,6 +25,15 @@ logger = get_logger(__name__)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LOGIN = "pass token=..., set HF_TOKEN, or run `hf auth login`"
 _OFFLINE = "local_files_only forbids to download it: connect once without it"
+
+
+class _Bar(hub_tqdm):
+    """The hub's progress bar, silent where stderr is no terminal."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if not sys.stderr.isatty():
+            kwargs["disable"] = True
+        super().__init__(*args, **kwargs)
 
 
 def from_hub(hub_id: str, request: Request) -> Path:
@@ -46,7 +57,7 @@ def from_hub(hub_id: str, request: Request) -> Path:
     try:
         info = HfApi(token=request.token).model_info(hub_id, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         patterns = request.patterns(file.rfilename for file in info.siblings or ())
-        return Path(snapshot_download(hub_id, allow_patterns=patterns, **_options(request)))
+        return Path(snapshot_download(hub_id, allow_patterns=patterns, tqdm_class=_Bar, **_options(request)))
     except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
         if not isinstance(cause, RevisionNotFoundError):

@@ -146,6 +146,4 @@ def _kept(folder: Path, name: str, request: Request, because: Exception | None =
         return folder
     if because is None:
         raise FileNotFoundError(f"{name} is not whole in the cache, and local_files_only forbids to download it")
-    raise ConnectionError(
-        f"{name}: the download failed and no whole copy is cached ({_line(because)})"
-    ) from because
+    raise ConnectionError(f"{name}: the download failed and no whole copy is cached ({_line(because)})") from because
