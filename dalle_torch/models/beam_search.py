@@ -18,19 +18,16 @@ def beam_search(
     Args:
         model: a `DalleBart`.
         input_ids, attention_mask: [P, T].
-        beams: sequences kept, at most the number of tokens there are to choose from.
+        beams: sequences kept.
         max_token: ids from it up are never chosen.
 
     Returns:
         int64 [P, image_length + 1]; the first column is the start token.
 
     Raises:
-        ValueError: more beams than tokens; `NonFiniteLogitsError` for NaN logits.
+        NonFiniteLogitsError: the model's logits are NaN or infinite.
     """
     config = model.config
-    choices = config.decoder_vocab_size if max_token is None else max_token
-    if beams > choices:
-        raise ValueError(f"num_beams={beams} is more than the {choices} image tokens there are to choose from")
     prompts = encode_prompts(model, input_ids, attention_mask, None, None, condition_scale=1)
     cache = model.decoder.make_cache(prompts.states, prompts.mask, beams)
     count, device = prompts.count, input_ids.device
