@@ -36,12 +36,10 @@ def _register_model() -> None:
 
 
 def _register_tokenizer() -> None:
-    from transformers.models.auto.tokenization_auto import AutoTokenizer
-
     from dalle_torch.models.configuration import DalleBartConfig
-    from dalle_torch.text.tokenizer import DalleBartTokenizer
+    from dalle_torch.text.tokenizer import register_auto_tokenizer
 
-    AutoTokenizer.register(DalleBartConfig, tokenizer_class=DalleBartTokenizer, exist_ok=True)
+    register_auto_tokenizer(DalleBartConfig)
 
 
 class _Step(NamedTuple):
