@@ -123,6 +123,20 @@ def test_without_a_network_the_cache_serves_with_a_word_about_it(
     assert "org/model: the copy in the cache is used" in caplog.messages[0]
 
 
+def test_offline_mode_of_the_hub_client(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.add_repo("org/model", FILES)
+    folder = resolve_model("org/model")
+    hub.requests.clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert resolve_model("org/model") == folder
+    assert "HF_HUB_OFFLINE is set" in caplog.text
+    with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE is set and org/other .* is not whole in the cache"):
+        resolve("org/other")
+    assert hub.requests == []
+
+
 def test_local_files_only_asks_nobody(hub: HubServer) -> None:
     hub.add_repo("org/model", FILES)
     folder = resolve("org/model")
