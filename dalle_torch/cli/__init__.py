@@ -1,0 +1,1 @@
+"""The commands of `dalle-torch`: one module each, with a docstring, `add_arguments(parser)` and `run(args)`."""

@@ -1,0 +1,169 @@
+"""Draw 64 captioned shapes with the embedded model and count how many are right.
+
+Owns: the prompts, the report and its pictures. Does not own: drawing (`pipeline`), judging (`data.shapes_checker`).
+Half of the prompts pair a colour with a shape that no training picture paired.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dalle_torch.cli.generate import (
+    add_model_arguments,
+    add_sampling_arguments,
+    load_pipeline,
+    sampling_options,
+    writable_folder,
+)
+
+if TYPE_CHECKING:
+    from dalle_torch.pipeline_output import DallePipelineOutput
+
+CONDITION_SCALE = 3.0
+"""Shapes have few ways to be right: a larger scale makes them no clearer."""
+PROMPT_SEED = 20220726
+"""Where the demonstration's prompts begin, far from the scenes that training counts through from 0."""
+SINGLES = 3
+"""Pictures of each half that are written by themselves, beside the sheet of all."""
+
+_PROPERTIES = ("color", "shape", "size", "place", "relation", "parts", "background")
+
+
+@dataclass
+class Half:
+    """The prompts of one kind and how their pictures were judged."""
+
+    name: str
+    prompts: list[str]
+    failures: list[dict[str, str]] = field(default_factory=list)
+    """For each prompt the properties that are wrong, and why."""
+
+    @property
+    def right(self) -> int:
+        return sum(not failures for failures in self.failures)
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / len(self.prompts)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompts", type=int, default=64, metavar="N", help="an even number of prompts")
+    add_model_arguments(parser)
+    add_sampling_arguments(parser)
+    parser.set_defaults(condition_scale=CONDITION_SCALE)
+    parser.add_argument("--output", default="out", metavar="DIR", help="folder; the last demo's files are replaced")
+    parser.add_argument("--min-seen", type=float, default=0.90, metavar="SHARE", help="fail below this accuracy")
+    parser.add_argument("--min-unseen", type=float, default=0.75, metavar="SHARE", help="the same for unseen pairs")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.prompts < 2 or args.prompts % 2:
+        raise ValueError(f"--prompts {args.prompts} must be an even number of at least 2")
+    with writable_folder(args.output) as folder:
+        pipe = load_pipeline(args)
+        halves = _halves(args.prompts // 2, args.seed)
+        _check_size(pipe.vqgan.config.resolution, args.model)
+        print(f"drawing {args.prompts} pictures, half of them of pairs never seen in training ...", flush=True)
+        output = pipe([prompt for half in halves for prompt in half.prompts], **sampling_options(args))
+        output.settings["model_hash"] = pipe.model_hash
+        judge(output, halves)
+        _write(output, halves, folder)
+    print(table(halves))
+    _say_what_next(folder)
+    minima = (("seen", halves[0], args.min_seen), ("unseen", halves[1], args.min_unseen))
+    missed = [f"{half.accuracy:.1%} on {name} pairs, below {least:.1%}" for name, half, least in minima
+              if half.accuracy < least]  # fmt: skip
+    if missed:
+        print(f"dalle-torch: error: accuracy is {' and '.join(missed)}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+def judge(output: "DallePipelineOutput", halves: Sequence[Half]) -> None:
+    """Compare every picture with its prompt; fills `failures`."""
+    from dalle_torch.data.shapes_checker import check
+    from dalle_torch.data.synthetic import parse_caption
+
+    images = iter(output.images)
+    for half in halves:
+        half.failures = [check(next(images), parse_caption(prompt)).failures for prompt in half.prompts]
+
+
+def table(halves: Sequence[Half]) -> str:
+    """Accuracy of each half, how often each property was wrong, and every picture that is."""
+    lines = [f"{'':8}{'right':>10}{'accuracy':>10}   wrong: " + "  ".join(_PROPERTIES)]
+    for half in halves:
+        wrong = Counter(name for failures in half.failures for name in failures)
+        counts = "  ".join(f"{wrong[name]:>{len(name)}}" for name in _PROPERTIES)
+        score = f"{half.right}/{len(half.prompts)}"
+        lines.append(f"{half.name:8}{score:>10}{half.accuracy:>10.1%}          {counts}")
+    for half in halves:
+        for prompt, failures in zip(half.prompts, half.failures, strict=True):
+            if failures:
+                lines.append(f"  wrong ({half.name}): {prompt}")
+                lines += [f"      {name}: {why}" for name, why in failures.items()]
+    return "\n".join(lines)
+
+
+def _halves(count: int, seed: int) -> list[Half]:
+    from dalle_torch.data.synthetic import sample_prompts
+
+    return [
+        Half("seen", sample_prompts(count, PROMPT_SEED + seed)),
+        Half("unseen", sample_prompts(count, PROMPT_SEED + seed, unseen=True)),
+    ]
+
+
+def _check_size(resolution: int, model: str) -> None:
+    from dalle_torch.data.synthetic import IMAGE_SIZE
+
+    if resolution != IMAGE_SIZE:
+        raise ValueError(
+            f"--model {model} draws {resolution} x {resolution} pixels; the demonstration judges pictures of "
+            f"{IMAGE_SIZE} x {IMAGE_SIZE}, of a model trained on captioned shapes"
+        )
+
+
+def _write(output: "DallePipelineOutput", halves: Sequence[Half], folder: Path) -> None:
+    from dalle_torch.pipeline_output import make_grid, slug, write_png
+    from dalle_torch.storage import atomic_file
+
+    failures = [failure for half in halves for failure in half.failures]
+    sheet = make_grid(
+        output.images,
+        columns=8,
+        gap=6,
+        labels=output.prompts,
+        frames=["crimson" if failure else "limegreen" for failure in failures],
+        scale=2,
+    )
+    accuracy = {half.name: half.accuracy for half in halves}
+    write_png(folder / "demo.png", sheet, {"accuracy": accuracy} | output.settings)
+    first = 0
+    for half in halves:
+        for index in range(first, first + min(SINGLES, len(half.prompts))):
+            write_png(folder / f"demo-{slug(output.prompts[index])}.png", output.images[index], output.metadata(index))
+        first += len(half.prompts)
+    names = [half.name for half in halves for _ in half.prompts]
+    pictures: list[dict[str, Any]] = [
+        {"prompt": prompt, "pair": name, "seed": seed, "right": not failure, "failures": failure}
+        for prompt, name, seed, failure in zip(output.prompts, names, output.seeds, failures, strict=True)
+    ]
+    with atomic_file(folder / "demo.json") as path:
+        report = {"accuracy": accuracy, "settings": output.settings, "pictures": pictures}
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _say_what_next(folder: Path) -> None:
+    print(f"""
+{folder / "demo.png"} shows them all: green is right, red is wrong; demo.json says what was found.
+
+Try next:
+  dalle-torch generate "a large purple circle above a small green square on a black background" --num-images 9
+  dalle-torch generate "an armchair in the shape of an avocado" --model dalle-mini/dalle-mini   (downloads 2 GB)
+  dalle-torch generate --help""")
