@@ -7,13 +7,13 @@ of weights and the filling of models (`weights`), foreign names (`convert`), net
 import copy
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -55,19 +55,55 @@ class ForeignFormat:
     """The configuration of a folder without `config.json`."""
     pickled: bool = False
     """The files can run code when they are read, so the user must say that they are trusted."""
+    absent: tuple[str, ...] = ()
+    """Modules of our model that this format holds no weights of; the loaded model then lacks them."""
 
     def is_in(self, folder: Path) -> bool:
         """Whether `folder` holds this format."""
         return all(any(folder.glob(pattern)) for pattern in self.files)
 
 
+class AbsentModuleError(AttributeError, ValueError):
+    """A part of the network is needed that the checkpoint does not have."""
+
+
+class AbsentModule(nn.Module):
+    """Stands where a checkpoint has nothing, and says so to whoever uses it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise self._error()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise self._error() from None
+
+    def _error(self) -> AbsentModuleError:
+        return AbsentModuleError(f"this checkpoint has no {self.__dict__.get('name')}: load one that has, to do what needs it")
+
+
 class CheckpointModel(PreTrainedModel):
     """A `PreTrainedModel` that loads from anywhere and never leaves a weight to chance.
 
-    Subclasses name their `config_class` and, in order of preference, their `foreign_formats`.
+    Subclasses name their `config_class` and, in order of preference, their `foreign_formats`. Modules at the top that
+    the configuration lists under `absent_modules` are left out (see `AbsentModule`), also when the model is saved.
     """
 
     foreign_formats: ClassVar[tuple[ForeignFormat, ...]] = ()
+
+    def post_init(self) -> None:
+        absent = getattr(self.config, "absent_modules", None) or ()
+        strangers = [name for name in absent if name not in self._modules]
+        if strangers:
+            raise ValueError(f"absent_modules of the configuration names no part of the model: {strangers}")
+        for name in absent:
+            setattr(self, name, AbsentModule(name))
+        super().post_init()
 
     @classmethod
     def from_pretrained(
@@ -117,7 +153,7 @@ class CheckpointModel(PreTrainedModel):
             )
         dtype = parse_dtype(kwargs.pop("torch_dtype", None) if dtype is None else dtype)
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        folder = cls._resolve(source, trust_pickle, subfolder=subfolder or None, **hub)
+        folder = find_folder(source, cls.foreign_formats, trust_pickle, subfolder=subfolder or None, **hub)
         foreign = cls._format_of(folder, source, trust_pickle)
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in cls.config_class.__dataclass_fields__}
         config = cls._find_config(folder, source, config, foreign, overrides)
@@ -135,23 +171,6 @@ class CheckpointModel(PreTrainedModel):
         return (model, info) if wanted else model
 
     @classmethod
-    def _resolve(cls, source: str | os.PathLike[str], trust_pickle: bool, **options: Any) -> Path:
-        if Path(source).expanduser().is_dir():
-            folder = Path(source).expanduser() / (options["subfolder"] or "")
-            if not folder.is_dir():
-                raise FileNotFoundError(f"{source} has no subfolder {options['subfolder']!r}")
-            return folder
-        readable = [form for form in cls.foreign_formats if trust_pickle or not form.pickled]
-        formats = [*SAFETENSORS, *(form.files for form in readable)]
-        try:
-            return resolve_model(source, weight_formats=formats, **options)
-        except FileNotFoundError as error:
-            pickled = [name for form in cls.foreign_formats if form not in readable for name in form.files]
-            if any(name in str(error) for name in pickled):
-                raise CheckpointError(f"{error}; pickled weights are read only with trust_pickle=True") from error
-            raise
-
-    @classmethod
     def _format_of(cls, folder: Path, source: str | os.PathLike[str], trust_pickle: bool) -> ForeignFormat | None:
         """The foreign format in `folder`; None: safetensors."""
         if any(any(folder.glob(pattern)) for patterns in SAFETENSORS for pattern in patterns):
@@ -160,7 +179,7 @@ class CheckpointModel(PreTrainedModel):
             if form.is_in(folder):
                 if form.pickled and not trust_pickle:
                     raise CheckpointError(
-                        f"{source} holds {form.name} weights ({', '.join(form.files)}), which are Python pickles and can "
+                        f"{source} holds {form.name} weights ({', '.join(form.files)}), which are pickles and can "
                         "run any code: pass trust_pickle=True (--trust-pickle) if you trust whoever made them"
                     )
                 return form
@@ -182,7 +201,7 @@ class CheckpointModel(PreTrainedModel):
     ) -> PreTrainedConfig:
         if isinstance(config, PreTrainedConfig):
             if not isinstance(config, cls.config_class):
-                raise ValueError(  # noqa: TRY004 (user mistakes are ValueErrors)
+                raise ValueError(
                     f"config is a {type(config).__name__}, but {cls.__name__} needs a {cls.config_class.__name__}"
                 )
             return cls.config_class.from_dict({**config.to_dict(), **overrides}) if overrides else copy.deepcopy(config)
@@ -242,6 +261,8 @@ class CheckpointModel(PreTrainedModel):
                 f"{cls.__name__}.from_pretrained cannot use {', '.join(strangers)} with {form.name} weights: "
                 "convert them first (dalle-torch convert SOURCE DEST)"
             )
+        if form.absent:
+            config.absent_modules = list(form.absent)
         model = cls._on_meta(config, *model_args)
         stored = describe(form.tensors(folder, model.config), source)
         check_weights(model, stored, source)
@@ -257,3 +278,33 @@ class CheckpointModel(PreTrainedModel):
 
             dispatch_model(model, device_map=devices, skip_keys=list(model._skip_keys_device_placement))
         return model
+
+
+def find_folder(
+    source: str | os.PathLike[str], formats: Sequence[ForeignFormat], trust_pickle: bool, **options: Any
+) -> Path:
+    """The local folder of `source`, with weights in our format or one of `formats` downloaded if need be.
+
+    Args:
+        source: a folder, a hub id, a wandb artifact.
+        formats: that may be downloaded; pickled ones are only where they are trusted.
+        trust_pickle: whether they are.
+        **options: of `storage.resolve_model`.
+
+    Raises:
+        FileNotFoundError: there is no such source, or it has no weights.
+        CheckpointError: all weights there are pickled and not trusted.
+    """
+    if Path(source).expanduser().is_dir():
+        folder = Path(source).expanduser() / (options.get("subfolder") or "")
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{source} has no subfolder {options['subfolder']!r}")
+        return folder
+    readable = [form for form in formats if trust_pickle or not form.pickled]
+    try:
+        return resolve_model(source, weight_formats=[*SAFETENSORS, *(form.files for form in readable)], **options)
+    except FileNotFoundError as error:
+        pickled = [name for form in formats if form not in readable for name in form.files]
+        if any(name in str(error) for name in pickled):
+            raise CheckpointError(f"{error}; pickled weights are read only with trust_pickle=True") from error
+        raise

@@ -140,8 +140,8 @@ def place_modules(model: nn.Module, device_map: Any, max_memory: dict | None, dt
         devices = {"": torch.device(device_map)}
     if "disk" in devices.values():
         raise ValueError(
-            "the model does not fit into the memory that device_map may use, and foreign weights cannot be offloaded to "
-            "disk: convert them first (dalle-torch convert SOURCE DEST), or raise max_memory"
+            "the model does not fit into the memory that device_map may use, and foreign weights cannot be offloaded "
+            "to disk: convert them first (dalle-torch convert SOURCE DEST), or raise max_memory"
         )
     return dict(devices)
 

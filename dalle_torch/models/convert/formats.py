@@ -1,9 +1,15 @@
-"""The foreign formats that a `DalleBart` can be loaded from, in order of preference."""
+"""The foreign formats of `DalleBart`, in order of preference, and min-dalle's of `VQGAN`."""
 
 from functools import partial
 
 from dalle_torch.models.convert.flax_dallebart import FLAX_WEIGHTS_NAME, read_flax_dallebart
-from dalle_torch.models.convert.min_dalle import min_dalle_config, read_min_dalle
+from dalle_torch.models.convert.min_dalle import (
+    DETOKER_NAME,
+    detoker_config,
+    min_dalle_config,
+    read_detoker,
+    read_min_dalle,
+)
 from dalle_torch.models.loading import ForeignFormat
 
 DALLE_BART_FORMATS: tuple[ForeignFormat, ...] = (
@@ -19,3 +25,13 @@ DALLE_BART_FORMATS: tuple[ForeignFormat, ...] = (
         for suffix in ("", "_mini")
     ),
 )
+
+MIN_DALLE_VQGAN = ForeignFormat(
+    name="min-dalle",
+    files=(DETOKER_NAME,),
+    tensors=read_detoker,
+    config=detoker_config,
+    pickled=True,
+    absent=("encoder", "quant_conv"),
+)
+"""Codebook and decoder alone: such a VQGAN decodes, and says so when it is to encode."""

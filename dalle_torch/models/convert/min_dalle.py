@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dalle_torch.models.configuration import DalleBartConfig
+from dalle_torch.models.configuration import DalleBartConfig, VQGANConfig
 from dalle_torch.storage import CheckpointError
 
 _RENAMED: tuple[tuple[str, str], ...] = (
@@ -33,6 +33,8 @@ _RENAMED: tuple[tuple[str, str], ...] = (
 
 _HEADS = {(1024, 12): 16, (2048, 24): 32}
 """(d_model, layers) of the published sizes, Mini and Mega -> heads, which no shape tells."""
+
+DETOKER_NAME = "detoker.pt"
 
 IMAGE_CODES = 2**14
 """Codes of the VQGAN; the start token comes right after them."""
@@ -86,6 +88,21 @@ def min_dalle_config(folder: Path, suffix: str = "") -> DalleBartConfig:
         bos_token_id=special, pad_token_id=special, eos_token_id=special,
         decoder_start_token_id=IMAGE_CODES,
     )  # fmt: skip
+
+
+def read_detoker(folder: Path, config: VQGANConfig) -> Iterator[tuple[str, Tensor]]:
+    """Stream the weights of `detoker.pt`: codebook and decoder of the VQGAN, under our names.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds more than tensors.
+    """
+    for name, tensor in read_pickled_tensors(folder / DETOKER_NAME).items():
+        yield f"quantize.{name}" if name.startswith("embedding.") else name, tensor
+
+
+def detoker_config(folder: Path) -> VQGANConfig:
+    """The configuration of min-dalle's VQGAN, the one published for DALL·E Mini; its pixels are in [0, 1]."""
+    return VQGANConfig(pixel_range=(0.0, 1.0))
 
 
 def read_pickled_tensors(path: Path) -> Mapping[str, Tensor]:
