@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dalle_torch.log import get_logger
 from dalle_torch.storage import atomic_file, resolve
 from dalle_torch.text.normalizer import TextNormalizer
-from dalle_torch.text.tokenizer import TOKENIZER_FILES, DalleBartTokenizer
+from dalle_torch.text.tokenizer import COMPANION_FILES, TOKENIZER_FILES, DalleBartTokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,6 @@ logger = get_logger(__name__)
 
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "processor_config.json"
-_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _MAX_TEXT_LENGTH = 64
 """What a configuration means that leaves `max_text_length` out."""
 
@@ -139,7 +138,7 @@ class DalleBartProcessor:
             cache_dir=cache_dir,
             subfolder=subfolder,
             local_files_only=local_files_only,
-            allow_patterns=[CONFIG_FILE, PROCESSOR_FILE, *TOKENIZER_FILES.values(), *_COMPANIONS],
+            allow_patterns=[CONFIG_FILE, PROCESSOR_FILE, *TOKENIZER_FILES.values(), *COMPANION_FILES],
         )
         config = _read_config(folder, source)
         tokenizer = DalleBartTokenizer.from_pretrained(folder)

@@ -13,6 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processo
 from tokenizers.models import BPE
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
+from dalle_torch.storage import resolve
+
 if TYPE_CHECKING:
     from transformers.configuration_utils import PreTrainedConfig
 
@@ -21,6 +23,7 @@ TOKENIZER_FILES: Mapping[str, str] = {
     "vocab_file": "vocab.json",
     "merges_file": "merges.txt",
 }
+COMPANION_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _BART_SPECIAL_TOKENS: Mapping[str, str | AddedToken] = {
     "bos_token": "<s>",
     "eos_token": "</s>",
@@ -35,7 +38,7 @@ _BART_SPECIAL_TOKENS: Mapping[str, str | AddedToken] = {
 class DalleBartTokenizer(PreTrainedTokenizerFast):
     """Text to ids, equal to those of the `tokenizers` library on the same `tokenizer.json`.
 
-    `from_pretrained` takes a folder or a hub id with a `tokenizer.json`, whatever `tokenizer_class` its
+    `from_pretrained` takes a source with a `tokenizer.json`, whatever `tokenizer_class` its
     `tokenizer_config.json` names, or with the older pair of `vocab.json` and `merges.txt`, which are run as BART's
     tokenizer (they hold no normalizer and no post-processor of their own). `save_pretrained` writes `tokenizer.json`.
 
@@ -48,22 +51,42 @@ class DalleBartTokenizer(PreTrainedTokenizerFast):
     model_input_names: ClassVar[list[str]] = ["input_ids", "attention_mask"]
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Self:
-        """As `PreTrainedTokenizerBase.from_pretrained`.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *args: Any,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        subfolder: str | None = None,
+        local_files_only: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """As `PreTrainedTokenizerBase.from_pretrained`, with any source that `storage.resolve` knows.
 
         Raises:
             OSError: the source, or the tokenizer in it, is not there or cannot be reached.
             ValueError: the files are not those of a tokenizer.
         """
+        folder = resolve(
+            pretrained_model_name_or_path,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            subfolder=subfolder,
+            local_files_only=local_files_only,
+            allow_patterns=[*TOKENIZER_FILES.values(), *COMPANION_FILES],
+        )
         try:
-            tokenizer: Self = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-            return tokenizer
+            tokenizer: Self = super().from_pretrained(folder, *args, **kwargs)
         except OSError:
             raise
         except Exception as error:
             # The Rust library raises bare exceptions, the JSON of a broken file any kind of them.
             reason = " ".join(f"{error}".split()) or type(error).__name__
             raise ValueError(f"the tokenizer of {pretrained_model_name_or_path} cannot be read: {reason}") from error
+        tokenizer.name_or_path = os.fspath(pretrained_model_name_or_path)
+        return tokenizer
 
     @classmethod
     def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:

@@ -1,12 +1,10 @@
 """Normalisation of any input: total, plain ASCII, bounded work; hashtags with and without a list of words."""
 
 import itertools
-import logging
 import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dalle_torch import storage
 from dalle_torch.text import TextNormalizer, normalizer
 from dalle_torch.text.normalizer import read_word_costs, split_by_case, split_into_words
 from tests.helpers import GOLDENS
@@ -44,13 +41,6 @@ HOSTILE = [
 
 
 normalize = TextNormalizer(WORDS)
-
-
-@pytest.fixture
-def fresh_cache() -> Iterator[None]:
-    normalizer._hub_word_costs.cache_clear()
-    yield
-    normalizer._hub_word_costs.cache_clear()
 
 
 def assert_normal(text: str) -> None:
@@ -172,46 +162,6 @@ def test_splitting_loses_nothing(text: str) -> None:
 )
 def test_split_by_case(hashtag: str, words: list[str]) -> None:
     assert split_by_case(hashtag) == words
-
-
-def test_hub_list_is_fetched_once_and_only_for_a_hashtag(
-    fresh_cache: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / normalizer.WORDS_FILE).write_bytes(WORDS.read_bytes())
-    asked = []
-
-    def resolve(source: str, **options: object) -> Path:
-        asked.append((source, options))
-        return tmp_path
-
-    monkeypatch.setattr(storage, "resolve", resolve)
-    fresh = TextNormalizer()
-    assert fresh("C# and # and a cat") == " c and and a cat"
-    assert asked == []
-    assert fresh("#sunsetbeach") == " sunset beach"
-    assert TextNormalizer()("#catsofinstagood") == " cats of instagood"
-    assert asked == [("dalle-mini/dalle-mini", {"allow_patterns": ["enwiki-words-frequency.txt"]})]
-
-
-@pytest.mark.parametrize("failure", [ConnectionError("no network"), FileNotFoundError("gone"), ValueError("empty")])
-def test_without_the_hub_hashtags_are_cut_by_case_and_one_warning_says_so(
-    fresh_cache: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failure: Exception
-) -> None:
-    attempts = []
-
-    def resolve(source: str, **options: object) -> Path:
-        attempts.append(source)
-        raise failure
-
-    monkeypatch.setattr(storage, "resolve", resolve)
-    with caplog.at_level(logging.WARNING):
-        assert TextNormalizer()("#GameOfThrones #sunsetbeach #Top10Cats") == " game of thrones sunsetbeach top 10 cats"
-        assert TextNormalizer()("#RedHouse") == " red house"
-    messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == len(attempts) == 1
-    assert "capitals and digits only" in messages[0]
-    assert str(failure) in messages[0]
-    assert "words_frequency=" in messages[0]
 
 
 def test_missing_list_is_refused(tmp_path: Path) -> None:
