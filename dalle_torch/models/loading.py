@@ -84,7 +84,9 @@ class AbsentModule(nn.Module):
             raise self._error() from None
 
     def _error(self) -> AbsentModuleError:
-        return AbsentModuleError(f"this checkpoint has no {self.__dict__.get('name')}: load one that has, to do what needs it")
+        return AbsentModuleError(
+            f"this checkpoint has no {self.__dict__.get('name')}: load one that has, to do what needs it"
+        )
 
 
 class CheckpointModel(PreTrainedModel):
@@ -158,6 +160,7 @@ class CheckpointModel(PreTrainedModel):
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in cls.config_class.__dataclass_fields__}
         config = cls._find_config(folder, source, config, foreign, overrides)
         wanted = kwargs.pop("output_loading_info", False)
+        model: Any  # transformers returns a pair where the information is wanted, and says so in no type
         if foreign is None:
             check_safetensors(folder, cls._on_meta(config, *model_args), source)
             model, info = super().from_pretrained(
@@ -168,7 +171,9 @@ class CheckpointModel(PreTrainedModel):
             info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
             model = cls._load_foreign(foreign, folder, source, config, dtype, device_map, model_args, kwargs)
         model.config.name_or_path = model.name_or_path = str(source)
-        return (model, info) if wanted else model
+        if wanted:
+            model = (model, info)
+        return model
 
     @classmethod
     def _format_of(cls, folder: Path, source: str | os.PathLike[str], trust_pickle: bool) -> ForeignFormat | None:

@@ -13,7 +13,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -232,7 +232,7 @@ class _Reader:
             self.fail(where, f"a chunked array has 3 entries, not {count}")
         if self.number(">B", where) not in (0xC3, 0x01):
             self.fail(where, f"{CHUNKED} is not true")
-        parts: dict[str, list[int] | list[Tensor]] = {}
+        parts: dict[str, list[Any]] = {}
         for _ in range(2):
             name = self.name(where)
             if name not in ("shape", "chunks") or name in parts:
@@ -245,13 +245,13 @@ class _Reader:
             self.fail(where, f"the pieces of a chunked array do not add up to shape {shape}")
         return torch.cat(chunks).view(shape)
 
-    def numbered(self, kind: str, where: Names) -> list:
+    def numbered(self, kind: str, where: Names) -> list[Any]:
         """A map "0", "1", ... of sizes (`kind` "shape") or of arrays ("chunks"), as a list."""
         where = (*where, kind)
         count = self.map_length(self.number(">B", where), where)
         if not count or (kind == "shape" and count > MAX_DIMENSIONS):
             self.fail(where, "a chunked array needs its sizes and pieces as a map of numbers")
-        found = []
+        found: list[Any] = []
         for i in range(count):
             if self.name(where) != str(i):
                 self.fail(where, f"entry {i} of a chunked array is missing")

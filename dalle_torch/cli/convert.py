@@ -1,0 +1,202 @@
+"""Turn a checkpoint of any known format into a clean folder of safetensors.
+
+Owns: the options of the command, what goes into the folder, the table, the check by reloading. Does not own: reading
+formats (`models.loading`, `models.convert`).
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import shutil
+import sys
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dalle_torch.models.loading import CheckpointModel
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+MODEL_TYPES = ("auto", "dallebart", "vqgan")
+
+KEPT_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "enwiki-words-frequency.txt", "generation_config.json", "README.md", "LICENSE*", "NOTICE*",
+)  # fmt: skip
+"""What is copied from beside the weights."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="a folder, a hub id, or a wandb artifact")
+    parser.add_argument("dest", metavar="DEST", help="folder to write; it appears whole or not at all")
+    parser.add_argument("--model-type", choices=MODEL_TYPES, default="auto", help="auto: what the files say")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: that of the checkpoint")
+    parser.add_argument("--config", metavar="FILE", help="a config.json to use instead of the source's")
+    parser.add_argument("--trust-pickle", action="store_true", help="read .pt and .ckpt files, which can run any code")
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.add_argument("--subfolder", help="folder inside the source")
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file of weights")
+    parser.add_argument("--overwrite", action="store_true", help="replace DEST and everything in it")
+    parser.add_argument("--push-to-hub", metavar="ID", help="upload the folder to this repository on the hub")
+
+
+def run(args: argparse.Namespace) -> int:
+    dest = Path(args.dest).expanduser()
+    _check_dest(dest, args.source, args.overwrite)
+    from transformers.utils import logging
+
+    from dalle_torch.models.loading import find_folder
+    from dalle_torch.storage import atomic_folder, sha256_of
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+    classes = _classes(args.model_type)
+    formats = [form for model_class in classes for form in model_class.foreign_formats]
+    folder = find_folder(
+        args.source, formats, args.trust_pickle, revision=args.revision, subfolder=args.subfolder or None
+    )
+    model_class = classes[0] if len(classes) == 1 else _pick_class(classes, folder, args.source)
+    options = {} if args.config is None else {"config": _read_config(model_class, args.config)}
+    model = model_class.from_pretrained(folder, dtype=args.dtype, trust_pickle=args.trust_pickle, **options)
+    tensors = _digests(model.state_dict())
+    with atomic_folder(dest) as temporary:
+        model.config.name_or_path = ""
+        model.save_pretrained(temporary, max_shard_size=args.max_shard_size)
+        # Two whole models at a time would double the memory.
+        del model
+        _copy_files(folder, temporary)
+        _verify(model_class, temporary, tensors)
+        _print_tensors(tensors)
+        for path in sorted(temporary.iterdir()):
+            print(f"{sha256_of(path)}  {path.name}")
+    print(f"{dest}: written, reloaded, and every tensor equal")
+    if args.push_to_hub:
+        _push(dest, args.push_to_hub)
+    return 0
+
+
+def _check_dest(dest: Path, source: str, overwrite: bool) -> None:
+    if dest.exists() and not dest.is_dir():
+        raise FileExistsError(f"DEST {dest} is a file: name a folder")
+    place, origin = dest.resolve(), Path(source).expanduser().resolve()
+    if origin.is_dir() and (place == origin or place in origin.parents):
+        raise ValueError(f"DEST {dest} holds SOURCE {source}: write to another folder")
+    if dest.is_dir() and any(dest.iterdir()) and not overwrite:
+        raise FileExistsError(f"DEST {dest} is not empty: give another folder, or --overwrite to replace all of it")
+
+
+def _classes(model_type: str) -> "list[type[CheckpointModel]]":
+    found: list[type[CheckpointModel]] = []
+    if model_type in ("auto", "dallebart"):
+        from dalle_torch.models.dalle_bart import DalleBart
+
+        found.append(DalleBart)
+    if model_type in ("auto", "vqgan"):
+        from dalle_torch.models.vqgan import VQGAN
+
+        found.append(VQGAN)
+    return found
+
+
+def _pick_class(classes: "list[type[CheckpointModel]]", folder: Path, source: str) -> "type[CheckpointModel]":
+    """By the type or keys of `config.json`; where there is none, by the format of the weights."""
+    values = _read_json(folder / "config.json")
+    known = {model_class.config_class.model_type: model_class for model_class in classes}
+    if "model_type" in values:
+        if values["model_type"] not in known:
+            raise ValueError(f"{source} holds a model of type {values['model_type']!r}, not one of {', '.join(known)}")
+        return known[values["model_type"]]
+    if values:
+        keys = [set(values) & set(model_class.config_class.__annotations__) for model_class in classes]
+        return classes[max(range(len(classes)), key=lambda i: len(keys[i]))]
+    fitting = [item for item in classes if any(form.is_in(folder) for form in item.foreign_formats)]
+    if len(fitting) != 1:
+        held = "either a DalleBart or a VQGAN" if fitting else "neither a config.json nor weights of a known format"
+        raise ValueError(f"{source} holds {held}: choose one with --model-type")
+    return fitting[0]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none or it is damaged, which loading then reports."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _read_config(model_class: "type[CheckpointModel]", name: str) -> Any:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"--config {name}: there is no such file")
+    values = _read_json(path)
+    if not values:
+        raise ValueError(f"--config {name} is no JSON object of options")
+    return model_class.config_class.from_dict(values)
+
+
+def _copy_files(folder: Path, temporary: Path) -> None:
+    for path in folder.iterdir():
+        wanted = any(fnmatch(path.name, pattern) for pattern in KEPT_FILES)
+        if wanted and path.is_file() and not (temporary / path.name).exists():
+            shutil.copyfile(path, temporary / path.name)
+
+
+def _digests(tensors: "Mapping[str, Tensor]") -> dict[str, tuple[list[int], str, int, str]]:
+    """name -> (shape, dtype, bytes, sha256 of the content)."""
+    import torch
+
+    return {
+        name: (
+            list(tensor.shape),
+            str(tensor.dtype).removeprefix("torch."),
+            tensor.nbytes,
+            hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest(),
+        )
+        for name, tensor in tensors.items()
+    }
+
+
+def _verify(
+    model_class: "type[CheckpointModel]", folder: Path, tensors: dict[str, tuple[list[int], str, int, str]]
+) -> None:
+    """Reload `folder` and compare every tensor, bit by bit.
+
+    Raises:
+        CheckpointError: a tensor came back different.
+    """
+    from dalle_torch.storage import CheckpointError
+
+    reloaded = _digests(model_class.from_pretrained(folder).state_dict())
+    wrong = sorted(name for name in tensors.keys() | reloaded.keys() if tensors.get(name) != reloaded.get(name))
+    if wrong:
+        raise CheckpointError(f"{len(wrong)} tensors differ after reloading, nothing is kept: {', '.join(wrong)}")
+
+
+def _print_tensors(tensors: dict[str, tuple[list[int], str, int, str]]) -> None:
+    rows = [(name, "x".join(map(str, shape)) or "scalar", dtype) for name, (shape, dtype, _, _) in tensors.items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    for name, shape, dtype in rows:
+        print(f"{name:{widths[0]}}  {shape:>{widths[1]}}  {dtype}")
+
+    numbers = sum(math.prod(shape) for shape, _, _, _ in tensors.values())
+    size = sum(size for _, _, size, _ in tensors.values())
+    print(f"{len(tensors)} tensors, {numbers:,} parameters, {size:,} bytes")
+
+
+def _push(folder: Path, name: str) -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        address = api.create_repo(name, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload weights as safetensors")
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConnectionError(f"{folder} is written, but not uploaded to {name}: {reason}") from error
+    print(f"uploaded to {address}")
