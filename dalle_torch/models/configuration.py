@@ -173,6 +173,9 @@ class VQGANConfig(PreTrainedConfig):
     double_z: bool = False
     resamp_with_conv: bool = True
     give_pre_end: bool = False
+    norm_groups: int = 32
+    """Groups of every GroupNorm; all published networks have 32. With one channel a group, which 32 is for `ch` of 32,
+    a norm erases each channel's mean and with it the colours, so small networks want fewer."""
     quantizer: str = "vq"
     kl_weight: float | int = 1e-8
     """Weight of the prior in the Gumbel quantizer's training loss."""
@@ -206,6 +209,8 @@ class VQGANConfig(PreTrainedConfig):
             found.append(f"ch_mult={self.ch_mult} needs at least one level, each a positive integer")
         elif self.resolution % 2 ** (len(self.ch_mult) - 1):
             found.append(f"resolution={self.resolution} is not divisible by {2 ** (len(self.ch_mult) - 1)}")
+        if self.norm_groups < 1 or 32 % self.norm_groups:
+            found.append(f"norm_groups={self.norm_groups} must divide 32")
         if self.ch < 1 or self.ch % 32:
             found.append(f"ch={self.ch} is not a positive multiple of 32")
         for name in ("n_embed", "embed_dim", "z_channels", "num_res_blocks", "in_channels", "out_ch", "resolution"):

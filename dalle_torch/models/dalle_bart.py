@@ -19,7 +19,7 @@ from dalle_torch.models.convert.formats import DALLE_BART_FORMATS
 from dalle_torch.models.generation import ImageTokenGeneration
 from dalle_torch.models.layers import DecoderLayer, EncoderLayer
 from dalle_torch.models.loading import CheckpointModel
-from dalle_torch.models.norms import final_norm_kind, make_norm
+from dalle_torch.models.norms import NORM_TYPES, LayerNorm, RMSNorm, final_norm_kind, make_norm
 
 
 @dataclass
@@ -39,7 +39,7 @@ class _Stack(nn.Module):
         self.embed_scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
         self.embed_tokens = nn.Embedding(vocabulary, config.d_model)
         self.embed_positions = nn.Embedding(length, config.d_model) if config.use_absolute_position_embeddings else None
-        self.layernorm_embedding = make_norm(config, "full", config.d_model)
+        self.layernorm_embedding = NORM_TYPES[config.ln_type](config.d_model)
         self.dropout = nn.Dropout(config.dropout)
 
     def embed(self, ids: Tensor, position: int | Tensor = 0) -> Tensor:
@@ -68,7 +68,7 @@ class DalleBartEncoder(_Stack):
         """
         if input_ids.shape[1] > self.length:
             raise ValueError(
-                f"input_ids has {input_ids.shape[1]} tokens, more than max_text_length={self.length}: truncate the prompt"
+                f"input_ids has {input_ids.shape[1]} tokens, more than max_text_length={self.length}: truncate it"
             )
         x = self.embed(input_ids)
         for layer in self.layers:
@@ -224,7 +224,7 @@ class DalleBart(ImageTokenGeneration, CheckpointModel):
             init.normal_(module.weight, std=std)
         elif getattr(module, "head_scale", None) is not None:
             init.ones_(module.head_scale)
-        elif type(module).__name__ in ("LayerNorm", "RMSNorm"):
+        elif isinstance(module, (LayerNorm, RMSNorm)):
             if module.weight is not None:
                 init.ones_(module.weight)
             if getattr(module, "bias", None) is not None:

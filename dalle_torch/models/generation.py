@@ -7,7 +7,7 @@ Super conditioning follows `DalleBart.generate` of borisdayma/dalle-mini, with b
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,9 +15,10 @@ from torch import Tensor
 from dalle_torch.models.sampling import SamplingOptions, choose, forbid, super_condition
 
 if TYPE_CHECKING:
+    from dalle_torch.models.configuration import DalleBartConfig
     from dalle_torch.models.dalle_bart import DecoderCache
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 
 class NonFiniteLogitsError(ValueError):
@@ -39,6 +40,8 @@ class _Prompts:
 
 class ImageTokenGeneration:
     """`generate` and `generate_stream` for a `DalleBart`."""
+
+    config: Any
 
     @torch.no_grad()
     def generate(
@@ -250,7 +253,7 @@ class DrawingSession:
         if not self.finite.item():
             raise NonFiniteLogitsError(
                 "the model's logits are not finite: its weights hold NaN or infinity, "
-                f"or dtype {self.model.lm_head.weight.dtype} overflows (try float32 or bfloat16)"
+                f"or dtype {self.model.dtype} overflows (try float32 or bfloat16)"
             )
 
 
@@ -295,22 +298,22 @@ def encode_prompts(
 
 
 def given_tokens(
-    config: object, prefix: Tensor | None, forced_tokens: Tensor | None, pictures: int, device: torch.device
+    config: "DalleBartConfig", prefix: Tensor | None, forced_tokens: Tensor | None, pictures: int, device: torch.device
 ) -> Tensor | None:
     """Tokens that are not to be drawn, int64 [1 or pictures, L] with -1 for those that are; None: all are drawn.
 
     Raises:
         ValueError: both kinds given, a wrong shape, or a token that the decoder does not know.
     """
-    if prefix is None and forced_tokens is None:
-        return None
     if prefix is not None and forced_tokens is not None:
         raise ValueError("give prefix or forced_tokens, not both")
     length = config.image_length
-    if forced_tokens is None:
+    if prefix is not None:
         if prefix.ndim != 2 or prefix.shape[1] > length:
             raise ValueError(f"prefix has shape {tuple(prefix.shape)}; it must be [pictures, at most {length}]")
         forced_tokens = torch.nn.functional.pad(prefix, (0, length - prefix.shape[1]), value=-1)
+    if forced_tokens is None:
+        return None
     if forced_tokens.ndim != 2 or forced_tokens.shape[0] not in (1, pictures) or forced_tokens.shape[1] != length:
         raise ValueError(
             f"given tokens have shape {tuple(forced_tokens.shape)}; they must be [1 or {pictures}, {length}]"

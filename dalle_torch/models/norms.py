@@ -24,29 +24,31 @@ _POST = frozenset({"normformer", "swinv2", "cogview"})
 _RESIDUAL = frozenset({"postln"})
 _SUBLN = frozenset({"subln"})
 
-PLACES: dict[tuple[Side, str], tuple[frozenset[str], Kind]] = {
-    ("encoder", "self_attn_pre"): (_PRE | _SUBLN, "bare"),
-    ("encoder", "self_attn_mid"): (_SUBLN, "full"),
-    ("encoder", "self_attn_post"): (_POST, "full"),
-    ("encoder", "self_attn_residual"): (_RESIDUAL, "full"),
-    ("decoder", "self_attn_pre"): (_PRE, "bare"),
-    ("decoder", "self_attn_mid"): (_SUBLN, "full"),
-    ("decoder", "self_attn_post"): (_POST, "full"),
-    ("decoder", "self_attn_residual"): (_RESIDUAL, "full"),
-    ("decoder", "cross_attn_pre"): (_PRE, "bare"),
-    ("decoder", "cross_attn_post"): (_POST, "full"),
-    ("decoder", "cross_attn_residual"): (_RESIDUAL, "full"),
-    **{
-        (side, place): entry
-        for side in ("encoder", "decoder")
-        for place, entry in {
-            "feed_forward_pre": (_PRE | _SUBLN, "bare"),
-            "feed_forward_mid": (frozenset({"normformer", "subln"}), "bare"),
-            "feed_forward_post": (frozenset({"swinv2", "cogview"}), "full"),
-        }.items()
+_FEED_FORWARD: dict[str, tuple[frozenset[str], Kind]] = {
+    "feed_forward_pre": (_PRE | _SUBLN, "bare"),
+    "feed_forward_mid": (frozenset({"normformer", "subln"}), "bare"),
+    "feed_forward_post": (frozenset({"swinv2", "cogview"}), "full"),
+}
+PLACES: dict[Side, dict[str, tuple[frozenset[str], Kind]]] = {
+    "encoder": {
+        "self_attn_pre": (_PRE | _SUBLN, "bare"),
+        "self_attn_mid": (_SUBLN, "full"),
+        "self_attn_post": (_POST, "full"),
+        "self_attn_residual": (_RESIDUAL, "full"),
+        **_FEED_FORWARD,
+    },
+    "decoder": {
+        "self_attn_pre": (_PRE, "bare"),
+        "self_attn_mid": (_SUBLN, "full"),
+        "self_attn_post": (_POST, "full"),
+        "self_attn_residual": (_RESIDUAL, "full"),
+        "cross_attn_pre": (_PRE, "bare"),
+        "cross_attn_post": (_POST, "full"),
+        "cross_attn_residual": (_RESIDUAL, "full"),
+        **_FEED_FORWARD,
     },
 }
-"""(side, place) -> (the layouts that have a norm there, its kind)."""
+"""side -> place -> (the layouts that have a norm there, its kind)."""
 
 SWIN_EXTRA_NORM_EVERY = 6
 """Swin v2 adds a norm on the main branch after every sixth layer."""
@@ -100,7 +102,7 @@ def make_norm(config: DalleBartConfig, kind: Kind | None, features: int) -> nn.M
 
 def place_kind(config: DalleBartConfig, side: Side, place: str) -> Kind | None:
     """The kind of norm that `config` has at `place` of each layer of `side`, or None."""
-    layouts, kind = PLACES[side, place]
+    layouts, kind = PLACES[side][place]
     return kind if config.norm_layout in layouts else None
 
 
