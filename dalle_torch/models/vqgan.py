@@ -9,7 +9,7 @@ Shapes: B pictures, H and W pixels, T = h * w codes of a picture in row-major or
 import contextlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +25,9 @@ from transformers.utils import ModelOutput
 
 from dalle_torch.models.configuration import VQGANConfig
 from dalle_torch.models.convert import flax_vqgan, taming
+from dalle_torch.models.convert.formats import MIN_DALLE_VQGAN
 from dalle_torch.models.loading import CheckpointModel, ForeignFormat
+from dalle_torch.models.vqgan_fast import FastNetwork
 
 COMMITMENT_WEIGHT = 0.25
 """Beta of the VQ-VAE objective (van den Oord et al., arXiv 1711.00937), as in taming's `VQModel`."""
@@ -67,7 +69,7 @@ class VQGAN(CheckpointModel):
     config_class = VQGANConfig
     config: VQGANConfig
     main_input_name = "pixel_values"
-    foreign_formats = (FLAX, TAMING)
+    foreign_formats = (FLAX, TAMING, MIN_DALLE_VQGAN)
     _no_split_modules: ClassVar[list[str]] = ["Encoder", "Decoder"]
 
     def __init__(self, config: VQGANConfig) -> None:
@@ -83,6 +85,9 @@ class VQGAN(CheckpointModel):
         with contextlib.redirect_stdout(io.StringIO()):
             self.encoder = Encoder(**network)
             self.decoder = Decoder(**network, give_pre_end=config.give_pre_end)
+        for module in self.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.num_groups = config.norm_groups
         if config.quantizer == "gumbel":
             self.quantize = GumbelQuantize(
                 config.z_channels, config.embed_dim, n_embed=config.n_embed, kl_weight=config.kl_weight
@@ -93,6 +98,7 @@ class VQGAN(CheckpointModel):
         quantized = config.z_channels if config.quantizer == "gumbel" else config.embed_dim
         self.quant_conv = nn.Conv2d(config.z_channels, quantized, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
+        self._fast = FastNetwork()
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -128,7 +134,7 @@ class VQGAN(CheckpointModel):
             ValueError: a shape that does not fit.
         """
         self._check_pixels(pixel_values)
-        latents = self.quant_conv(self.encoder(pixel_values))
+        latents = self.quant_conv(self._run(self.encoder, pixel_values))
         if self.config.quantizer == "gumbel" and not self.training:
             quantized, loss, codes = self._likeliest(latents)
         else:
@@ -181,7 +187,7 @@ class VQGAN(CheckpointModel):
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Quantized latents [B, embed_dim, h, w] to pictures [B, out_ch, H, W], differentiably."""
-        return self.decoder(self.post_quant_conv(latents))
+        return self._run(self.decoder, self.post_quant_conv(latents))
 
     def images_to_pixels(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
         """PIL images of any mode and size to what `encode` takes.
@@ -221,6 +227,18 @@ class VQGAN(CheckpointModel):
             raise ValueError("pixels holds NaN; the weights or the dtype (float16 overflows easily) are at fault")
         return [Image.fromarray(picture) for picture in array.clip(0, 255).round().astype(np.uint8)]
 
+    def train(self, mode: bool = True) -> "VQGAN":
+        """As in `nn.Module`; what was prepared for inference is given back."""
+        self._fast.clear()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "VQGAN":
+        self._fast.clear()
+        return super()._apply(fn, recurse)
+
+    def _run(self, network: nn.Module, maps: Tensor) -> Tensor:
+        return self._fast(network, maps) if self._fast.can_run(network, maps) else network(maps)
+
     @classmethod
     def _find_config(
         cls, folder: Path, source: Any, config: Any, foreign: ForeignFormat | None, overrides: dict[str, Any]
@@ -232,7 +250,7 @@ class VQGAN(CheckpointModel):
         return found
 
     def _encode_slice(self, pixel_values: Tensor) -> Tensor:
-        latents = self.quant_conv(self.encoder(pixel_values))
+        latents = self.quant_conv(self._run(self.encoder, pixel_values))
         if self.config.quantizer == "gumbel":
             return self.quantize.proj(latents).argmax(dim=1).flatten(1)
         vectors = rearrange(latents, "b c h w -> (b h w) c").float()
@@ -314,10 +332,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # Mode "I" is what some readers make of 16-bit pictures, and others of 8-bit ones.
         depth = 257 if image.mode != "I" or values.max() > 255 else 1
         image = Image.fromarray((values // depth).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     try:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
     except ValueError as error:
         raise ValueError(f"an image of mode {image.mode!r} has no conversion to RGB; convert it first") from error

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from dalle_torch.models.configuration import VQGANConfig
@@ -57,7 +58,7 @@ def read_taming_config(folder: Path) -> VQGANConfig:
             values[name] = _number(values[name], name, path)
     try:
         return VQGANConfig(quantizer=_QUANTIZERS[target], pixel_range=(-1.0, 1.0), **values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} describes no usable VQGAN: {reason[:500]}") from error
 
