@@ -13,7 +13,18 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from dalle_torch.data.synthetic import BACKGROUNDS, COLORS, PLACES, RELATIONS, SHAPES, SIZES, STEP, Part, Scene, coverage
+from dalle_torch.data.synthetic import (
+    BACKGROUNDS,
+    COLORS,
+    PLACES,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    STEP,
+    Part,
+    Scene,
+    coverage,
+)
 
 MIN_AREA: Final = 24
 """Pixels; smaller regions are specks. The smallest shape that is drawn has 72."""
@@ -94,7 +105,7 @@ def analyse(image: np.ndarray | Image.Image) -> tuple[str | None, list[Region], 
     foreground = _majority(np.linalg.norm(pixels - tone, axis=-1) > _FOREGROUND)
     labels = _components(foreground)
     regions, specks = [], 0
-    for label, area in zip(*np.unique(labels[foreground], return_counts=True)):
+    for label, area in zip(*np.unique(labels[foreground], return_counts=True), strict=True):
         if area < MIN_AREA:
             specks += int(area)
         else:
@@ -103,7 +114,7 @@ def analyse(image: np.ndarray | Image.Image) -> tuple[str | None, list[Region], 
 
 
 def _compare(scene: Scene, match: tuple[Region, ...]) -> Iterator[tuple[str, str]]:
-    for part, region in zip(scene.parts, match):
+    for part, region in zip(scene.parts, match, strict=True):
         yield from _compare_part(part, region)
     if scene.relation:
         offset = np.subtract(match[0].center, match[1].center)

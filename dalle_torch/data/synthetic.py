@@ -71,9 +71,12 @@ POSITION_JITTER: Final = 2
 SIZE_JITTER: Final = 1
 
 _DRAWS = 20  # independent random numbers that one scene may use
-_PART = rf"an? (?:(?P<size{{0}}>{'|'.join(SIZES)}) )?(?P<color{{0}}>{'|'.join(COLORS)}) (?P<shape{{0}}>{'|'.join(SHAPES)})"
+_PART = "an? (?:(?P<size{{0}}>{}) )?(?P<color{{0}}>{}) (?P<shape{{0}}>{})".format(
+    *map("|".join, (SIZES, COLORS, SHAPES))
+)
 _BACKGROUND = rf"(?: on a (?P<background>{'|'.join(BACKGROUNDS)}) background)?"
-_SINGLE = re.compile(_PART.format(0) + rf"(?: (?P<place>{'|'.join(sorted(PLACES, key=len, reverse=True))}))?" + _BACKGROUND)
+_PLACE = rf"(?: (?P<place>{'|'.join(sorted(PLACES, key=len, reverse=True))}))?"
+_SINGLE = re.compile(_PART.format(0) + _PLACE + _BACKGROUND)
 _PAIR = re.compile(_PART.format(0) + rf" (?P<relation>{'|'.join(RELATIONS)}) " + _PART.format(1) + _BACKGROUND)
 
 
@@ -196,9 +199,9 @@ def render(scenes: Sequence[Scene], seed: int, *, start: int = 0) -> np.ndarray:
         uint8 [len(scenes), 64, 64, 3].
     """
     draws = _uniform(seed ^ 0x5EED, len(scenes), start)
-    backgrounds = np.array(
-        [BACKGROUNDS[scene.background or _pick(tuple(BACKGROUNDS), u)] for scene, u in zip(scenes, draws[:, 0])]
-    ).reshape(-1, 3)
+    tones = tuple(BACKGROUNDS)
+    named = [scene.background or _pick(tones, u) for scene, u in zip(scenes, draws[:, 0], strict=True)]
+    backgrounds = np.array([BACKGROUNDS[name] for name in named]).reshape(-1, 3)
     pictures = np.broadcast_to(
         backgrounds.astype(np.float32)[:, None, None, :], (len(scenes), IMAGE_SIZE, IMAGE_SIZE, 3)
     ).copy()

@@ -1,0 +1,38 @@
+"""YAML files and `key=value` overrides to the dataclasses of `config`; unknown keys are refused.
+
+Owns: reading. Does not own: which options there are (`config`).
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+Config = TypeVar("Config")
+
+
+def load_config(cls: type[Config], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """Build `cls` from a YAML or JSON file, with `overrides` such as "optimizer.lr=3e-4" laid over it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: unknown keys, wrong types, values out of range, or an override without "=".
+    """
+    from jsonargparse import ArgumentParser
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is not there: name a YAML file such as configs/train/shapes.yaml")
+    wrong = [override for override in overrides if "=" not in override]
+    if wrong:
+        raise ValueError(f"overrides need the form key=value, e.g. training.steps=100: {', '.join(wrong)}")
+    parser = ArgumentParser(exit_on_error=False, default_env=False)
+    parser.add_argument("--run_file", action="config")
+    parser.add_class_arguments(cls, fail_untyped=True)
+    try:
+        found = parser.parse_args(["--run_file", os.fspath(path), *(f"--{override}" for override in overrides)])
+        fields = vars(parser.instantiate(found))
+        config: Config = cls(**{key: value for key, value in fields.items() if key != "run_file"})
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: {reason or type(error).__name__}") from error
+    return config

@@ -1,0 +1,1 @@
+"""Training loops; the networks, data and checkpoints they drive live in the packages below."""

@@ -1,0 +1,133 @@
+"""The loop around `train_step`: batches in, metrics and checkpoints out, until the steps are done or Ctrl-C.
+
+Owns: when things happen. Does not own: an update (`step`), what a checkpoint holds (`state`), data, evaluation.
+"""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from dalle_torch.config import OptimizerConfig, TrainingConfig
+from dalle_torch.log import get_logger, progress
+from dalle_torch.training.state import TrainState, checkpoints
+from dalle_torch.training.step import Batch, learning_rate, train_step
+
+logger = get_logger(__name__)
+
+BatchSource = Callable[[int], Batch]
+"""Index of a batch, counted from 0 over the whole run -> the batch; pure, so that a resumed run sees the same data."""
+Evaluation = Callable[[TrainState], Mapping[str, float]]
+METRICS_FILE = "metrics.jsonl"
+
+
+def train(
+    state: TrainState,
+    batches: BatchSource,
+    optimizer: OptimizerConfig,
+    config: TrainingConfig,
+    folder: Path,
+    evaluate: Evaluation | None = None,
+) -> TrainState:
+    """Train until `config.steps` updates are done, from the newest checkpoint in `folder` if there is one.
+
+    `folder` gets checkpoints and `metrics.jsonl`. Ctrl-C ends the run after the update at hand, with a checkpoint; a
+    second one ends it at once.
+
+    Raises:
+        CheckpointError: the checkpoint in `folder` is of another model.
+        FloatingPointError: the loss is not a number; the last checkpoint stays as it is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if found := checkpoints(folder):
+        state.load(found[-1])
+        logger.info("resumed from %s", found[-1])
+    state.model.train()
+    log = _Log(folder / METRICS_FILE, samples_a_step=config.batch_size * config.accumulation_steps)
+    with _interruptible() as interrupted, progress(total=config.steps, desc="training", unit="step") as bar:
+        bar.update(state.step)
+        while state.step < config.steps and not interrupted.is_set():
+            first = state.step * config.accumulation_steps
+            lr = learning_rate(optimizer, state.step, config.steps)
+            metrics = train_step(
+                state.model,
+                state.optimizer,
+                [batches(first + i) for i in range(config.accumulation_steps)],
+                lr=lr,
+                max_grad_norm=optimizer.max_grad_norm,
+            )
+            state.step += 1
+            bar.update()
+            last = state.step == config.steps
+            if state.step % config.log_every == 0 or last:
+                bar.set_postfix(loss=log.write(state.step, {"lr": lr} | {k: float(v) for k, v in metrics.items()}))
+            if evaluate is not None and (state.step % config.eval_every == 0 or last):
+                log.write(state.step, _evaluated(state, evaluate))
+            if state.step % config.save_every == 0 and not last:
+                state.save(folder, config.keep)
+    if interrupted.is_set():
+        logger.warning("interrupted after step %d of %d; the same command goes on from there", state.step, config.steps)
+    state.save(folder, config.keep)
+    state.model.eval()
+    return state
+
+
+class _Log:
+    """Metrics as JSON lines, with the speed since the last line of training."""
+
+    def __init__(self, path: Path, samples_a_step: int) -> None:
+        self.path = path
+        self.samples = samples_a_step
+        self.mark: tuple[int, float] | None = None
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> float | None:
+        """Append one line; returns the loss. Raises FloatingPointError if that is not finite."""
+        row: dict[str, float] = {"step": step} | {name: float(f"{value:.6g}") for name, value in metrics.items()}
+        now = time.monotonic()
+        if "loss" in metrics:
+            if self.mark:
+                row["samples_per_second"] = round((step - self.mark[0]) * self.samples / (now - self.mark[1]), 1)
+            self.mark = (step, now)
+        else:
+            logger.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+            self.mark = None
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        loss = metrics.get("loss")
+        if loss is not None and not torch.isfinite(torch.tensor(loss)):
+            raise FloatingPointError(f"the loss is {loss} at step {step}: lower optimizer.lr or max_grad_norm")
+        return loss
+
+
+def _evaluated(state: TrainState, evaluate: Evaluation) -> Mapping[str, float]:
+    state.model.eval()
+    with torch.no_grad():
+        metrics = evaluate(state)
+    state.model.train()
+    return metrics
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets instead of stopping the program, once; off the main thread it is never set."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(signum: int, frame: object) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before if callable(before) else signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)

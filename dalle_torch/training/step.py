@@ -1,0 +1,78 @@
+"""One update of the weights.
+
+Owns: optimizer groups, learning rate over time, `train_step`. Does not own: data, evaluation, checkpoints (`loop`).
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dalle_torch.config import OptimizerConfig
+
+Batch = dict[str, Tensor]
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the trained parameters; only tensors of two dimensions and more decay, embedded positions do not."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in trained if p.ndim >= 2 and "embed_positions" not in name]
+    free = [p for name, p in trained if p.ndim < 2 or "embed_positions" in name]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
+    )
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Learning rate of update `step`, counted from 0, in a run of `steps` updates."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    done = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
+    share = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.schedule]
+    return config.final_lr + (config.lr - config.final_lr) * share
+
+
+def apply_gradients(
+    parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, lr: float, max_grad_norm: float | None
+) -> Tensor:
+    """Clip, update and clear the gradients; returns their norm before clipping, a tensor [] on the device."""
+    parameters = list(parameters)
+    limit = math.inf if max_grad_norm is None else max_grad_norm
+    norm = nn.utils.clip_grad_norm_(parameters, limit)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    *,
+    lr: float,
+    max_grad_norm: float | None = None,
+) -> dict[str, Tensor]:
+    """One update from the mean loss over `batches`, whose samples are equally many.
+
+    Nothing here waits for the device: the metrics are tensors, to be read when they are logged.
+
+    Args:
+        batches: what `model(**batch).loss` takes; more than one accumulates gradients.
+
+    Returns:
+        "loss" and "grad_norm" (before clipping), each a detached tensor [].
+    """
+    losses = []
+    for batch in batches:
+        loss = model(**batch).loss / len(batches)
+        loss.backward()
+        losses.append(loss.detach())
+    norm = apply_gradients(model.parameters(), optimizer, lr, max_grad_norm)
+    return {"loss": torch.stack(losses).sum(), "grad_norm": norm.detach()}

@@ -1,0 +1,66 @@
+"""Files to configurations: what the file says is what the run gets, and what it cannot mean is refused in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dalle_torch.config import OptimizerConfig, ShapesConfig, TrainingConfig
+from dalle_torch.config_io import load_config
+from dalle_torch.models.configuration import DalleBartConfig, VQGANConfig
+
+SHAPES_FILE = Path(__file__).parents[2] / "configs" / "train" / "shapes.yaml"
+
+
+def test_the_file_of_the_embedded_model_is_complete() -> None:
+    config = load_config(ShapesConfig, SHAPES_FILE)
+    network, codebook = DalleBartConfig(**config.model), VQGANConfig(**config.vqgan)
+    assert network.image_length == codebook.image_length
+    written = json.loads((SHAPES_FILE.parents[1] / "model" / "shapes.json").read_text())
+    assert {key: getattr(network, key) for key in written} == written
+
+
+def test_overrides_lie_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("steps: 7\nbatch_size: 3\n")
+    config = load_config(TrainingConfig, path, ["steps=9"])
+    assert (config.steps, config.batch_size, config.seed) == (9, 3, TrainingConfig().seed)
+
+
+def test_exponents_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "optimizer.yaml"
+    path.write_text("lr: 3e-4\n")
+    assert load_config(OptimizerConfig, path).lr == 3e-4
+    assert load_config(OptimizerConfig, path, ["lr=1e-5"]).lr == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("step: 7", [], "step"),
+        ("steps: many", [], "many"),
+        ("steps: 0\nbatch_size: 0", [], "steps=0 must be at least 1; batch_size=0"),
+        ("steps: 7", ["nothing=1"], "nothing"),
+        ("steps: 7", ["steps"], "key=value"),
+        ("steps: [", [], "run.yaml"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config(TrainingConfig, path, overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="gone.yaml"):
+        load_config(TrainingConfig, tmp_path / "gone.yaml")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"lr": -1.0}, {"beta2": 1.0}, {"max_grad_norm": 0.0}, {"warmup_steps": -1}], ids=str
+)
+def test_options_out_of_range_are_refused(fields: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        OptimizerConfig(**fields)

@@ -1,0 +1,76 @@
+"""One update: gradients add up over batches, the norm is clipped, the learning rate follows its curve."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from dalle_torch.config import OptimizerConfig
+from dalle_torch.training.step import build_optimizer, learning_rate, train_step
+
+
+def _weights(state) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in state.model.parameters()])
+
+
+def test_two_batches_make_the_update_of_one_large_one(make_state, batches) -> None:
+    apart, together = make_state(), make_state()
+    pair = [batches(0), batches(1)]
+    whole = {name: torch.cat([batch[name] for batch in pair]) for name in pair[0]}
+    first = train_step(apart.model, apart.optimizer, pair, lr=1e-3)
+    second = train_step(together.model, together.optimizer, [whole], lr=1e-3)
+    torch.testing.assert_close(first["loss"], second["loss"])
+    # Adam divides by the gradient's own size, which lifts rounding of near-zero gradients to a share of the rate.
+    torch.testing.assert_close(_weights(apart), _weights(together), atol=2e-4, rtol=0)
+
+
+def test_the_reported_norm_is_that_before_clipping(make_state, batches) -> None:
+    free, clipped = make_state(), make_state()
+    plain = train_step(free.model, free.optimizer, [batches(0)], lr=0.0)
+    limited = train_step(clipped.model, clipped.optimizer, [batches(0)], lr=0.0, max_grad_norm=1e-3)
+    assert plain["grad_norm"] > 1e-2
+    torch.testing.assert_close(plain["grad_norm"], limited["grad_norm"])
+    moments = [state["exp_avg"].norm() for state in clipped.optimizer.state.values()]
+    # The first moment after one step is (1 - beta1) times the clipped gradient.
+    assert torch.stack(moments).norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-2)
+
+
+def test_gradients_are_cleared(make_state, batches) -> None:
+    state = make_state()
+    train_step(state.model, state.optimizer, [batches(0)], lr=1e-3)
+    assert all(parameter.grad is None for parameter in state.model.parameters())
+
+
+def test_the_loss_falls(make_state, batches) -> None:
+    state = make_state()
+    losses = [float(train_step(state.model, state.optimizer, [batches(i)], lr=1e-2)["loss"]) for i in range(60)]
+    assert sum(losses[-5:]) / 5 < 0.5 * losses[0]
+
+
+def test_only_matrices_decay(make_state) -> None:
+    state = make_state()
+    decayed, free = build_optimizer(state.model, OptimizerConfig(weight_decay=0.3)).param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
+    names = {id(parameter): name for name, parameter in state.model.named_parameters()}
+    assert {names[id(p)].rsplit(".", 1)[1] for p in decayed["params"]} == {"weight"}
+    positions = {"encoder.embed_positions.weight", "decoder.embed_positions.weight"}
+    assert positions <= {names[id(p)] for p in free["params"]}
+    assert len(decayed["params"]) + len(free["params"]) == len(names)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_the_rate_rises_to_its_height_and_falls_to_its_end(schedule: str) -> None:
+    config = OptimizerConfig(lr=1.0, warmup_steps=10, schedule=schedule, final_lr=0.1)
+    rates = [learning_rate(config, step, 110) for step in range(111)]
+    assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[110] == pytest.approx(1.0 if schedule == "constant" else 0.1)
+    assert rates[60] == pytest.approx(1.0 if schedule == "constant" else 0.55)
+    assert all(later <= earlier for earlier, later in pairwise(rates[10:]))
+
+
+def test_a_run_without_warm_up_starts_at_its_height() -> None:
+    config = OptimizerConfig(lr=1.0, warmup_steps=0)
+    assert learning_rate(config, 0, 5) == 1.0
+    assert math.isfinite(learning_rate(config, 0, 0))
