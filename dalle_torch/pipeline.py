@@ -7,7 +7,7 @@ drawing codes (`pipeline_drawing`), ranking (`pipeline_ranking`), files (`pipeli
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class DallePipeline:
         self.model = model.eval()
         self.processor = processor
         self.vqgan = vqgan.eval()
+        self.quantize: str | None = None
         self.source: Source | None = None
         self._hub_options: dict[str, Any] = {}
         self._model_hash: str | None = None
@@ -119,13 +120,13 @@ class DallePipeline:
             "revision": revision, "token": token, "cache_dir": cache_dir, "subfolder": subfolder,
             "local_files_only": local_files_only,
         }  # fmt: skip
-        if processor is None:
-            processor = DalleBartProcessor.from_pretrained(source, **hub)
         with MetaTensorsAreNotFilled():
             loaded = DalleBart.from_pretrained(
                 source, dtype=dtype, device_map=device_map, trust_pickle=trust_pickle, **hub, **model_options
             )
             codec = load_vqgan(source, vqgan, vqgan_revision, trust_pickle=trust_pickle, **hub)
+        if processor is None:
+            processor = DalleBartProcessor.from_pretrained(source, **hub)
         pipe = cls(loaded, processor, codec)
         pipe.source, pipe._hub_options = model, hub
         if device_map is not None:
@@ -155,6 +156,23 @@ class DallePipeline:
         target = pick_device(device)
         self.model.to(target)
         self.vqgan.to(target)
+        return self
+
+    def pack(self, quantize: Literal["int8"] | None = None) -> Self:
+        """Rearrange the decoder's weights for drawing on the CPU, about twice as fast; see `models.packing`.
+
+        Afterwards the pipeline draws, but cannot be saved or moved.
+
+        Args:
+            quantize: "int8" also stores them in 8 bits, faster still for few pictures; None keeps float32.
+
+        Raises:
+            ValueError: the model is not in float32 on the CPU, or packed already.
+        """
+        from dalle_torch.models.packing import pack_for_drawing
+
+        pack_for_drawing(self.model, quantize)
+        self.quantize = quantize
         return self
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -284,6 +302,7 @@ class DallePipeline:
         return settings | {
             "model": str(self.source or self.model.name_or_path or "unnamed"),
             "dtype": str(self.model.dtype).removeprefix("torch."),
+            "quantize": self.quantize,
             "device": self.device.type,
             "dalle_torch": __version__,
         }

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--prompts {args.prompts} must be an even number of at least 2")
     with writable_folder(args.output) as folder:
         pipe = load_pipeline(args)
-        halves = _halves(args.prompts // 2, args.seed)
+        halves = sample_halves(args.prompts // 2, args.seed)
         _check_size(pipe.vqgan.config.resolution, args.model)
         print(f"drawing {args.prompts} pictures, half of them of pairs never seen in training ...", flush=True)
         output = pipe([prompt for half in halves for prompt in half.prompts], **sampling_options(args))
@@ -82,6 +82,18 @@ def run(args: argparse.Namespace) -> int:
     if missed:
         print(f"dalle-torch: error: accuracy is {' and '.join(missed)}", file=sys.stderr)
     return 1 if missed else 0
+
+
+def sample_halves(count: int, seed: int) -> list[Half]:
+    """`count` prompts of pairs that training shows, and as many with a pair that it never does."""
+    from dalle_torch.data.synthetic import sample_prompts
+
+    halves = []
+    for name, unseen in (("seen", False), ("unseen", True)):
+        # Some scenes come twice; every prompt of the demonstration is another one.
+        prompts = dict.fromkeys(sample_prompts(2 * count + 16, PROMPT_SEED + seed, unseen=unseen))
+        halves.append(Half(name, list(prompts)[:count]))
+    return halves
 
 
 def judge(output: "DallePipelineOutput", halves: Sequence[Half]) -> None:
@@ -108,15 +120,6 @@ def table(halves: Sequence[Half]) -> str:
                 lines.append(f"  wrong ({half.name}): {prompt}")
                 lines += [f"      {name}: {why}" for name, why in failures.items()]
     return "\n".join(lines)
-
-
-def _halves(count: int, seed: int) -> list[Half]:
-    from dalle_torch.data.synthetic import sample_prompts
-
-    return [
-        Half("seen", sample_prompts(count, PROMPT_SEED + seed)),
-        Half("unseen", sample_prompts(count, PROMPT_SEED + seed, unseen=True)),
-    ]
 
 
 def _check_size(resolution: int, model: str) -> None:

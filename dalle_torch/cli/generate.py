@@ -45,6 +45,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust-pickle", action="store_true", help="read .pt and .ckpt files, which can run any code")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: float32, on a GPU bfloat16")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps or xla")
+    parser.add_argument("--quantize", choices=("int8",), help="decoder weights in 8 bits, on the CPU")
     parser.add_argument("--compile", action="store_true", help="torch.compile: slow to start, then faster")
 
 
@@ -99,6 +100,7 @@ def load_pipeline(args: argparse.Namespace, *, image_processors: bool = False) -
     import_models(image_processors=image_processors)
     from transformers.utils import logging
 
+    from dalle_torch.models.packing import can_pack
     from dalle_torch.parallel.runtime import pick_device
     from dalle_torch.pipeline import DallePipeline
 
@@ -106,9 +108,13 @@ def load_pipeline(args: argparse.Namespace, *, image_processors: bool = False) -
         logging.disable_progress_bar()
     device = pick_device(args.device)
     dtype = args.dtype if args.dtype != "auto" else "bfloat16" if device.type in ("cuda", "xla") else "float32"
-    return DallePipeline.from_pretrained(
+    pipe = DallePipeline.from_pretrained(
         args.model, args.vqgan, dtype=dtype, device=device, revision=args.revision, trust_pickle=args.trust_pickle
     )
+    # The compiler has layouts of its own.
+    if args.quantize or (can_pack(pipe.model) and not args.compile):
+        pipe.pack(args.quantize)
+    return pipe
 
 
 def read_prompts(given: list[str], file: str | None) -> list[str]:
@@ -167,7 +173,9 @@ def _read_image(name: str) -> "Image.Image":
             return image.copy()
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is no picture that can be read") from error
-    except (SyntaxError, Image.DecompressionBombError) as error:
+    except (SyntaxError, OSError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         raise ValueError(f"{name} is a damaged or oversized picture: {error}") from error
 
 

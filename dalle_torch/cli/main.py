@@ -48,14 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 for a failure, told in one line on stderr; 130 after Ctrl-C. A misspelt command line
         leaves through `SystemExit(2)`, `--help` and `--version` through `SystemExit(0)`.
     """
-    args = build_parser().parse_args(argv)
-    if getattr(args, "device", None) != "xla":
-        # Where torch_xla is installed, transformers would load it on import: seconds, and a device nobody asked for.
-        os.environ.setdefault("USE_TORCH_XLA", "0")
+    args = None
     try:
-        status = args.run(args) or SUCCESS
-        sys.stdout.flush()
-        return status
+        try:
+            args = build_parser().parse_args(argv)
+            return _run(args)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("dalle-torch: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -65,10 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
     except Exception as error:
-        if args.debug:
+        if args is not None and args.debug:
             traceback.print_exc()
         print(f"dalle-torch: error: {describe(error)}", file=sys.stderr)
         return FAILURE
+
+
+def _run(args: argparse.Namespace) -> int:
+    if getattr(args, "device", None) is None or not args.device.startswith("xla"):
+        # Where torch_xla is installed, transformers would load it on import: seconds, and a device nobody asked for.
+        os.environ.setdefault("USE_TORCH_XLA", "0")
+    return args.run(args) or SUCCESS
 
 
 def build_parser() -> argparse.ArgumentParser:
