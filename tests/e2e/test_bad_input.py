@@ -1,10 +1,7 @@
 """Every mistake a user can make is one line, a status that is not zero, no traceback, and no file."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -185,21 +182,6 @@ def test_a_demo_of_another_size_and_odd_numbers(refused, model):
         assert f"--prompts {number}" in refused("--prompts", number, command="demo")
 
 
-def test_no_network(tmp_path):
-    environment = os.environ | {
-        "HF_ENDPOINT": "http://127.0.0.1:9",
-        "HF_HOME": str(tmp_path / "cache"),
-        "USE_TORCH_XLA": "0",
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "dalle_torch.cli.main", "generate", "a", "--model", "somebody/some-model",
-         "--output", str(tmp_path / "out")],
-        capture_output=True, text=True, env=environment,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.startswith("dalle-torch: error: ")
-    assert "somebody/some-model" in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+def test_no_network(refused):
+    # Tests have a closed port for the hub's address.
+    assert "somebody/some-model" in refused("a", "--model", "somebody/some-model")
