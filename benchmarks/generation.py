@@ -50,14 +50,8 @@ def ours(pictures: int, quantize: str | None = None) -> Callable[[int], Step]:
 
     def start(_: int) -> Step:
         prompts = encode_prompts(model, ids[:1], mask[:1], ids[1:], mask[1:], SCALE)
-        session = DrawingSession(model, prompts, pictures, options, IMAGE_VOCAB, compile=False)
-        tokens = torch.zeros(pictures, dtype=torch.long)
-        uniform = torch.rand(LENGTH, pictures)
-
-        def step(position: int) -> None:
-            tokens[:] = session.step(tokens, position, uniform[position])[0]
-
-        return step
+        uniform = torch.rand(pictures, LENGTH)
+        return DrawingSession(model, prompts, pictures, options, max_token=IMAGE_VOCAB, uniform=uniform).step
 
     return start
 

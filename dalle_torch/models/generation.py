@@ -16,7 +16,7 @@ from dalle_torch.models.sampling import SamplingOptions, choose, forbid, super_c
 
 if TYPE_CHECKING:
     from dalle_torch.models.configuration import DalleBartConfig
-    from dalle_torch.models.dalle_bart import DecoderCache
+    from dalle_torch.models.dalle_bart import DalleBart, DecoderCache
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
@@ -64,7 +64,7 @@ class ImageTokenGeneration:
         max_token: int | None = None,
         stream: Callable[[Tensor], None] | None = None,
         stream_every: int = 1,
-        compile: bool = False,
+        compile: bool | str = False,
         after_step: Callable[[], None] | None = None,
     ) -> Tensor:
         """Draw `images_per_prompt` pictures for each prompt.
@@ -82,7 +82,7 @@ class ImageTokenGeneration:
             forced_tokens: int64 [1 or P * N, L]: tokens that are given, -1 where one is to be drawn.
             max_token: ids from it up are never drawn.
             stream: called with the tokens so far, [P * N, n + 1], after every `stream_every` tokens.
-            compile: run the step through `torch.compile` (CUDA graphs on a GPU).
+            compile: run the step through `torch.compile` (CUDA graphs on a GPU), or through the backend of this name.
             after_step: called after each step; where work is recorded lazily (torch_xla) it has to flush it.
 
         Returns:
@@ -145,7 +145,7 @@ class ImageTokenGeneration:
         forced_tokens: Tensor | None = None,
         max_token: int | None = None,
         every: int = 32,
-        compile: bool = False,
+        compile: bool | str = False,
         after_step: Callable[[], None] | None = None,
     ) -> Iterator[Tensor]:
         """As `generate`, yielding the tokens so far, int64 [P * N, n + 1], every `every` tokens and at the end."""
@@ -162,99 +162,117 @@ class ImageTokenGeneration:
             self, input_ids, attention_mask, input_ids_uncond, attention_mask_uncond, condition_scale
         )
         pictures = prompts.count * images_per_prompt
-        length, device = self.config.image_length, input_ids.device
-        given = given_tokens(self.config, prefix, forced_tokens, pictures, device)
-        uniform = None if options.greedy else uniform_noise(generator, pictures, length).to(device)
-        session = DrawingSession(self, prompts, images_per_prompt, options, max_token, compile)
-        yield from session.run(given, uniform, every, after_step)
+        session = DrawingSession(
+            self,  # type: ignore[arg-type]  # a mixin of DalleBart
+            prompts,
+            images_per_prompt,
+            options,
+            max_token=max_token,
+            given=given_tokens(self.config, prefix, forced_tokens, pictures),
+            uniform=None if options.greedy else uniform_noise(generator, pictures, self.config.image_length),
+            compile=compile,
+        )
+        yield from session.run(every, after_step)
 
 
 class DrawingSession:
-    """The state of one batch of pictures while it is drawn."""
+    """The state of one batch of pictures while it is drawn: all of it tensors that are written in place.
+
+    Attributes:
+        tokens: int64 [P * N, L + 1], the start token first.
+        finite: bool [], whether all logits so far were.
+    """
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: "DalleBart",
         prompts: _Prompts,
         images_per_prompt: int,
         options: SamplingOptions,
-        max_token: int | None,
-        compile: bool,
+        *,
+        max_token: int | None = None,
+        given: Tensor | None = None,
+        uniform: Tensor | None = None,
+        compile: bool | str = False,
     ) -> None:
-        self.model, self.options, self.guided = model, options, prompts.guided
-        self.forbidden = (model.config.eos_token_id,)
-        self.max_token = max_token
-        self.length = model.config.image_length
-        self.pictures = prompts.count * images_per_prompt
-        self.device = prompts.states.device
+        self.model, self.options, self.guided, self.max_token = model, options, prompts.guided, max_token
+        self.length, device = model.config.image_length, prompts.states.device
+        self.eos_token_id = int(model.config.eos_token_id or 0)
+        pictures = prompts.count * images_per_prompt
         self.cache: DecoderCache = model.decoder.make_cache(prompts.states, prompts.mask, images_per_prompt)
+        self.tokens = torch.full((pictures, self.length + 1), model.config.decoder_start_token_id, device=device)
+        self.given = torch.full((1, self.length), -1, device=device) if given is None else given.to(device)
+        self.uniform = torch.zeros(pictures, self.length) if uniform is None else uniform
+        self.uniform = self.uniform.to(device)
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
         # Where shapes are free (eager CPU) a step attends to what is there; elsewhere every step has the same shapes.
-        self.static = compile or self.device.type != "cpu"
-        self.step = self._step
-        if compile:
-            mode = "reduce-overhead" if self.device.type == "cuda" else None
-            self.step = torch.compile(self._step, mode=mode, fullgraph=True, dynamic=False)
-        self.finite = torch.ones((), dtype=torch.bool, device=self.device)
+        self.static = bool(compile) or device.type != "cpu"
+        self.step = self._compiled(compile) if compile else self._step
 
-    def run(
-        self, given: Tensor | None, uniform: Tensor | None, every: int, after_step: Callable[[], None] | None
-    ) -> Iterator[Tensor]:
+    def run(self, every: int, after_step: Callable[[], None] | None) -> Iterator[Tensor]:
         """Draw all tokens; yields what there is, [P * N, n + 1], every `every` tokens and at the end."""
-        tokens = torch.full(
-            (self.pictures, self.length + 1), self.model.config.decoder_start_token_id, device=self.device
-        )
-        first = self._prefill(tokens, given)
-        if uniform is None:
-            uniform = torch.zeros(self.pictures, self.length, device=self.device)
-        if given is None:
-            given = torch.full((1, self.length), -1, device=self.device)
+        first = self.prefill()
+        position = torch.tensor([first], device=self.tokens.device)
         for n in range(first, self.length):
-            position = torch.tensor([n], device=self.device) if self.static else n
-            column = tokens[:, n].clone()
-            chosen, finite = self.step(column, position, uniform[:, n].contiguous())
-            self.finite = self.finite & finite
-            tokens[:, n + 1] = torch.where(given[:, n] >= 0, given[:, n], chosen)
+            if self.static:
+                self.step(position)
+                position += 1
+            else:
+                self.step(n)
             if after_step is not None:
                 after_step()
             if (n + 1) % every == 0 and n + 1 < self.length:
-                self._check_finite()
-                yield tokens[:, : n + 2]
-        self._check_finite()
-        yield tokens
+                self.check_finite()
+                yield self.tokens[:, : n + 2]
+        self.check_finite()
+        yield self.tokens
 
-    def _prefill(self, tokens: Tensor, given: Tensor | None) -> int:
+    def prefill(self) -> int:
         """Put the given leading tokens in place, run the decoder over them at once; returns how many there are."""
-        if given is None:
-            return 0
-        known = (given >= 0).all(dim=0).long().cumprod(dim=0).sum().item()
+        known = int((self.given >= 0).all(dim=0).long().cumprod(dim=0).sum())
         if known:
-            tokens[:, 1 : known + 1] = given[:, :known]
+            self.tokens[:, 1 : known + 1] = self.given[:, :known]
         if 0 < known < self.length:
-            self.model.decoder(self._rows(tokens[:, :known]), cache=self.cache, position=0)
-        return int(known)
+            self.model.decoder(self._rows(self.tokens[:, :known]), cache=self.cache, position=0)
+        return known
 
-    def _rows(self, tokens: Tensor) -> Tensor:
-        return torch.cat([tokens, tokens]) if self.guided else tokens
-
-    def _step(self, tokens: Tensor, position: int | Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens [P * N] at `position` -> (next tokens [P * N], whether all logits were finite [])."""
-        states = self.model.decoder(self._rows(tokens)[:, None], cache=self.cache, position=position)[:, -1]
-        if self.guided:
-            # lm_head is linear, so conditioning its input is the same and halves the largest product of a step.
-            conditional, unconditional = states.float().chunk(2)
-            scale = self.options.condition_scale
-            states = super_condition(conditional, unconditional, scale).to(states.dtype)
-        logits = self.model.lm_head(states)
-        finite = logits.isfinite().all()
-        logits = forbid(logits, self.max_token, *self.forbidden)
-        return choose(logits, self.options, uniform), finite
-
-    def _check_finite(self) -> None:
+    def check_finite(self) -> None:
+        """Raise `NonFiniteLogitsError` if any logits so far were not finite; waits for the device."""
         if not self.finite.item():
             raise NonFiniteLogitsError(
                 "the model's logits are not finite: its weights hold NaN or infinity, "
                 f"or dtype {self.model.dtype} overflows (try float32 or bfloat16)"
             )
+
+    def _compiled(self, backend: bool | str) -> Callable[[int | Tensor], None]:
+        cuda = self.tokens.device.type == "cuda"
+        for layer in self.cache.self_attention:
+            # CUDA graphs may only write to memory that stays where it is.
+            torch._dynamo.mark_static_address(layer.keys)
+            torch._dynamo.mark_static_address(layer.values)
+        for state in (self.tokens, self.finite):
+            torch._dynamo.mark_static_address(state)
+        options = {"backend": backend} if isinstance(backend, str) else {"mode": "reduce-overhead" if cuda else None}
+        return torch.compile(self._step, fullgraph=True, dynamic=False, **options)
+
+    def _rows(self, tokens: Tensor) -> Tensor:
+        return torch.cat([tokens, tokens]) if self.guided else tokens
+
+    def _step(self, position: int | Tensor) -> None:
+        """Draw the token after `position`: an int, or an int64 tensor [1] for a step of static shape."""
+        at = torch.tensor([position]) if isinstance(position, int) else position
+        last = self._rows(self.tokens.index_select(1, at))
+        states = self.model.decoder(last, cache=self.cache, position=position)[:, -1]
+        if self.guided:
+            # lm_head is linear, so conditioning its input is the same and halves the largest product of a step.
+            conditional, unconditional = states.float().chunk(2)
+            states = super_condition(conditional, unconditional, self.options.condition_scale).to(states.dtype)
+        logits = self.model.lm_head(states)
+        self.finite.logical_and_(logits.isfinite().all())
+        logits = forbid(logits, self.max_token, self.eos_token_id)
+        chosen = choose(logits, self.options, self.uniform.index_select(1, at)[:, 0])
+        given = self.given.index_select(1, at)[:, 0]
+        self.tokens.index_copy_(1, at + 1, torch.where(given >= 0, given, chosen)[:, None])
 
 
 def encode_prompts(
@@ -298,7 +316,7 @@ def encode_prompts(
 
 
 def given_tokens(
-    config: "DalleBartConfig", prefix: Tensor | None, forced_tokens: Tensor | None, pictures: int, device: torch.device
+    config: "DalleBartConfig", prefix: Tensor | None, forced_tokens: Tensor | None, pictures: int
 ) -> Tensor | None:
     """Tokens that are not to be drawn, int64 [1 or pictures, L] with -1 for those that are; None: all are drawn.
 
@@ -323,7 +341,7 @@ def given_tokens(
             f"given tokens reach from {int(forced_tokens.min())} to {int(forced_tokens.max())}; "
             f"they must lie in [0, {config.decoder_vocab_size - 1}]"
         )
-    return forced_tokens.to(device)
+    return forced_tokens
 
 
 def uniform_noise(generator: Generators, pictures: int, length: int) -> Tensor:

@@ -133,8 +133,8 @@ def test_compiled_logits(variant: str) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "bound"),
-    # Weights and states of 8 and 11 bits: relative errors of 2^-9 and 2^-12 an operation, some tens of operations.
-    [(torch.bfloat16, 0.2), (torch.float16, 0.03)],
+    # Numbers of 8 and 11 bits: errors of 2^-9 and 2^-12 an operation, some tens of operations. Seen: 0.039 and 0.0046.
+    [(torch.bfloat16, 0.08), (torch.float16, 0.01)],
     ids=["bf16", "fp16"],
 )
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v not in ILL_CONDITIONED])
