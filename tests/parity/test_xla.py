@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dalle_torch.models.dalle_bart import DalleBart
-from dalle_torch.parallel.runtime import pick_device
+from dalle_torch.parallel.runtime import pick_device, sync
 from tests.helpers import GOLDENS
 
 
@@ -25,3 +25,27 @@ def test_logits_and_loss_on_xla(variant: str) -> None:
     # The bound that the same numbers meet on the CPU: float32 sums in another order.
     np.testing.assert_allclose(out.logits.cpu(), logits, atol=1e-4)
     np.testing.assert_allclose(out.loss.cpu(), loss, atol=1e-4)
+
+
+@pytest.mark.xla
+def test_drawing_on_xla_gives_the_reference_tokens_and_compiles_one_step() -> None:
+    from torch_xla.debug import metrics
+
+    folder = GOLDENS / "dallebart" / "normformer-glu"
+    device = pick_device("xla")
+    model = DalleBart.from_pretrained(folder).to(device).eval()
+    names = ("input_ids", "attention_mask", "input_ids_uncond", "attention_mask_uncond")
+    with np.load(folder / "io.npz") as io:
+        inputs = {name: torch.from_numpy(io[name]).long().to(device) for name in names}
+        expected = torch.from_numpy(io["top1_scale10_tokens"]).long()
+    compiled = []
+
+    def after_step() -> None:
+        sync()
+        compiled.append(metrics.counter_value("UncachedCompile"))
+
+    tokens = model.generate(**inputs, do_sample=False, condition_scale=10.0, after_step=after_step)
+    assert torch.equal(tokens.cpu(), expected)
+    assert len(compiled) == model.config.image_length
+    # The first step carries the encoder along, the second is the step alone; none after it is new.
+    assert len(set(compiled[1:])) == 1
