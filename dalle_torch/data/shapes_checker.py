@@ -27,7 +27,7 @@ from dalle_torch.data.synthetic import (
 )
 
 MIN_AREA: Final = 24
-"""Pixels; smaller regions are specks. The smallest shape that is drawn has 72."""
+"""Pixels; smaller regions are specks. The smallest shape that is drawn has 112."""
 MAX_SPECKS: Final = 24
 """Pixels that may belong neither to the background nor to a region."""
 MAX_COLOR_DISTANCE: Final = 70.0

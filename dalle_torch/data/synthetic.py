@@ -41,7 +41,7 @@ BACKGROUNDS: Final[dict[str, tuple[int, int, int]]] = {
     "gray": (128, 128, 128),
 }
 SHAPES: Final = ("circle", "square", "triangle", "diamond")
-SIZES: Final[dict[str, int]] = {"small": 14, "large": 24}
+SIZES: Final[dict[str, int]] = {"small": 16, "large": 26}
 """Side of a shape's bounding box in pixels, before jitter."""
 RELATIONS: Final[dict[str, tuple[int, int]]] = {
     "to the left of": (-1, 0),
@@ -67,7 +67,7 @@ HELD_OUT: Final = frozenset({("red", "triangle"), ("green", "diamond"), ("yellow
 
 STEP: Final = 16
 """Pixels from the middle of the picture to the middle of an outer place."""
-POSITION_JITTER: Final = 2
+POSITION_JITTER: Final = 1
 SIZE_JITTER: Final = 1
 
 _DRAWS = 20  # independent random numbers that one scene may use

@@ -37,7 +37,9 @@ from dalle_torch.training.vqgan import initialise, train_vqgan
 
 logger = get_logger(__name__)
 
-_ENCODE_BATCH = 64
+_ENCODE_BATCH = 16
+"""Few enough that a network's activations stay in the processor's cache."""
+_ENCODE_REPORT = 4000
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 
 
@@ -143,6 +145,8 @@ def encode_scenes(vqgan: VQGAN, data: ShapesDataConfig) -> np.ndarray:
     for start in progress(range(0, len(scenes), _ENCODE_BATCH), desc="encoding", unit="batch"):
         pictures = render(scenes[start : start + _ENCODE_BATCH], data.seed, start=start)
         codes[start : start + _ENCODE_BATCH] = vqgan.encode(to_pixels(pictures, vqgan)).numpy()
+        if start % _ENCODE_REPORT == 0:
+            logger.info("encoded %d of %d scenes", start, len(scenes))
     return codes
 
 
