@@ -148,7 +148,10 @@ class ImageTokenGeneration:
         compile: bool | str = False,
         after_step: Callable[[], None] | None = None,
     ) -> Iterator[Tensor]:
-        """As `generate`, yielding the tokens so far, int64 [P * N, n + 1], every `every` tokens and at the end."""
+        """As `generate`, yielding the tokens so far, int64 [P * N, n + 1], every `every` tokens and at the end.
+
+        What is yielded is a view of the memory that is drawn into; `clone` it to keep it.
+        """
         options = SamplingOptions(
             do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p, condition_scale=condition_scale
         )
