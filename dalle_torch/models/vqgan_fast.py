@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from dalle_torch.models.winograd import TILE, Winograd, Workspace, transform_kernel, transform_upsampling_kernel
 
 STRIP_TILES = 128
-"""Tiles of a strip for each thread: with 128 channels their transform takes 2.4 MB, about a core's share of cache."""
+"""Tiles of a strip: with 128 channels their transform takes 2.4 MB, about a core's share of cache. Where threads share
+a strip it is larger, and four times that at the least, since they wait for each other after each step."""
 
 _KNOWN_MODULES = {
     "Encoder", "Decoder", "ResnetBlock", "AttnBlock", "Upsample", "Downsample", "Module", "ModuleList", "Conv2d",
@@ -206,8 +207,7 @@ class _Walk:
         A strip [rows + 2, W + 2, C] is overwritten by the next one, which takes over its last two rows.
         """
         height, width, channels = x.shape
-        tiles = STRIP_TILES * torch.get_num_threads()
-        most = min(height, TILE * max(1, tiles * TILE // width))
+        most = min(height, TILE * max(1, _enlarged(STRIP_TILES) * TILE // width))
         buffer = self.work.take("strip", most + 2, width + 2, channels)
         buffer[:, 0] = buffer[:, -1] = buffer[0] = 0
         for top in range(0, height, most):
@@ -230,7 +230,7 @@ class _Walk:
         """GroupNorm as (scale [C], shift [C]); sums of a part in float32, of the map in float64."""
         channels = x.shape[2]
         total = torch.zeros(2, channels, dtype=torch.float64)
-        for part in x.view(-1, channels).split(max(1, (1 << 18) // channels)):
+        for part in x.view(-1, channels).split(max(1, _enlarged(STRIP_TILES) * 2048 // channels)):
             squares = torch.mul(part, part, out=self.work.take("squares", *part.shape))
             total += torch.stack([part.sum(dim=0), squares.sum(dim=0)])
         size = channels // norm.num_groups
@@ -238,6 +238,11 @@ class _Walk:
         deviation = (square - mean.square()).clamp_(min=0).add_(norm.eps).rsqrt_()
         scale = deviation.repeat_interleave(size) * norm.weight
         return scale.float(), (norm.bias - mean.repeat_interleave(size) * scale).float()
+
+
+def _enlarged(size: int) -> int:
+    threads = torch.get_num_threads()
+    return size if threads == 1 else size * max(4, threads)
 
 
 def _pays(x: Tensor, conv: nn.Conv2d) -> bool:

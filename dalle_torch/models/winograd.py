@@ -51,8 +51,11 @@ def transforms() -> Transforms:
 def transform_kernel(weight: Tensor) -> Tensor:
     """[O, C, 3, 3] to [36, C, O]."""
     matrix = transforms().kernels
-    transformed = torch.einsum("ik,jl,ockl->ijco", matrix, matrix, weight.double())
-    return transformed.float().flatten(0, 1).contiguous()
+    kernel = torch.empty(WINDOW, WINDOW, *weight.shape[1::-1], dtype=torch.float32, device="cpu")
+    # In float64, a few channels at a time: the whole would take eight times the memory of the weight.
+    for part, chunk in zip(weight.split(32, dim=1), kernel.split(32, dim=2), strict=True):
+        chunk.copy_(torch.einsum("ik,jl,ockl->ijco", matrix, matrix, part.double()))
+    return kernel.flatten(0, 1)
 
 
 def transform_upsampling_kernel(weight: Tensor) -> Tensor:
@@ -62,9 +65,10 @@ def transform_upsampling_kernel(weight: Tensor) -> Tensor:
     odd. The outputs are ordered (row, column, channel) in a 2 x 2 square.
     """
     merge = torch.tensor(
-        [[[1, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]], dtype=torch.float64, device="cpu"
+        [[[1, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]], dtype=weight.dtype, device="cpu"
     )
-    return transform_kernel(torch.einsum("rik,sjl,ockl->rsocij", merge, merge, weight.double()).flatten(0, 2))
+    merged = torch.einsum("rik,sjl,ockl->rsocij", merge, merge, weight)
+    return transform_kernel(merged.flatten(0, 2))
 
 
 class Workspace:

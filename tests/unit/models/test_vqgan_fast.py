@@ -83,11 +83,11 @@ def test_walk_gives_what_the_network_gives(overrides: dict[str, object], grid: t
         torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("tiles", [1, 3, 10])
-def test_strips_meet(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("tiles", "threads"), [(1, 1), (3, 1), (10, 1), (2, 3)])
+def test_strips_meet(tiles: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_vqgan()
     monkeypatch.setattr(vqgan_fast, "STRIP_TILES", tiles)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     for grid in ((16, 16), (18, 8), (5, 7)):
         for found, expected in run_both(model, *grid):
             torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
