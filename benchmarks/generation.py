@@ -4,8 +4,8 @@
     python -m benchmarks.generation --whole              # all 256 tokens instead
     python -m benchmarks.generation --only ours          # peak memory of one system in a process of its own
 
-Random weights, float32, CPU, super conditioning of 10, top-k 256. Every system draws from a prompt of 64 token slots, 20
-of them filled. The runs are interleaved in one process: system A, B, C, A, B, C. Times are CPU seconds, so that other
+Random weights, float32, CPU, super conditioning of 10, top-k 256. Every system draws from a prompt of 64 token slots,
+Random weights, float32, CPU, super conditioning of 10, top-k 256. Each system draws from a prompt of 64 token slots,
 work on the machine counts little, over as many threads as `--threads` says. min-dalle is installed by
 `pip install 'dalle-torch[bench]'`; transformers' BART has the same decoder weights (two feed-forward matrices of 4095
 instead of three of 2730) and, like ours, is run as its users would: cached, conditional and unconditional rows in one
@@ -177,8 +177,8 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for name, seconds in times.items():
             median = statistics.median(seconds)
             rows.append({
-                "pictures": pictures, "system": name, "seconds_a_token": median, "seconds_a_picture": median * LENGTH / pictures,
-                "spread": [min(seconds), max(seconds)], "times_floor": median / floor,
+                "pictures": pictures, "system": name, "seconds_a_token": median, "times_floor": median / floor,
+                "seconds_a_picture": median * LENGTH / pictures, "spread": [min(seconds), max(seconds)],
             })  # fmt: skip
     return rows
 
@@ -217,8 +217,8 @@ def report(rows: list[dict[str, Any]]) -> None:
             for peer in ("min-dalle", "transformers")
         ]
         memory = f"{row['peak_gb']:.2f}" if "peak_gb" in row else "-"
-        print(f"{row['pictures']:>8} {row['system']:<13} {row['seconds_a_token']:>8.4f} {row['seconds_a_picture']:>9.1f} "
-              f"{row['times_floor']:>7.2f} {ratios[0]:>12} {ratios[1]:>15} {memory:>8}")  # fmt: skip
+        times = f"{row['seconds_a_token']:>8.4f} {row['seconds_a_picture']:>9.1f} {row['times_floor']:>7.2f}"
+        print(f"{row['pictures']:>8} {row['system']:<13} {times} {ratios[0]:>12} {ratios[1]:>15} {memory:>8}")
 
 
 def main() -> None:

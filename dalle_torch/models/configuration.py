@@ -180,7 +180,7 @@ class VQGANConfig(PreTrainedConfig):
     kl_weight: float | int = 1e-8
     """Weight of the prior in the Gumbel quantizer's training loss."""
     pixel_range: list[float | int] | tuple[float | int, float | int] = (-1.0, 1.0)
-    """What the network calls black and white: (-1, 1) for taming's checkpoints, (0, 1) for the hub's DALL·E Mini one."""
+    """What the network calls black and white: (-1, 1) in taming's checkpoints, (0, 1) in the hub's of DALL·E Mini."""
 
     def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)

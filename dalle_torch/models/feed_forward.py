@@ -1,6 +1,6 @@
 """The feed-forward part of a layer: gated (GLU) or plain (FFN).
 
-Source: `GLU` and `FFN` in borisdayma/dalle-mini's `modeling.py`; gated units: arXiv 2002.05202; SmeLU: arXiv 2202.06499.
+Source: `GLU` and `FFN` in borisdayma/dalle-mini's `modeling.py`; gated units: arXiv 2002.05202; SmeLU: 2202.06499.
 """
 
 import torch
