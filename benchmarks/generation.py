@@ -5,7 +5,7 @@
     python -m benchmarks.generation --only ours          # peak memory of one system in a process of its own
 
 Random weights, float32, CPU, super conditioning of 10, top-k 256. Every system draws from a prompt of 64 token slots,
-Random weights, float32, CPU, super conditioning of 10, top-k 256. Each system draws from a prompt of 64 token slots,
+20 of them filled. The runs are interleaved in one process: system A, B, C, A, B, C. Times are CPU seconds, so other
 work on the machine counts little, over as many threads as `--threads` says. min-dalle is installed by
 `pip install 'dalle-torch[bench]'`; transformers' BART has the same decoder weights (two feed-forward matrices of 4095
 instead of three of 2730) and, like ours, is run as its users would: cached, conditional and unconditional rows in one
