@@ -20,6 +20,7 @@ from dalle_torch.pipeline_loading import (
     MetaTensorsAreNotFilled,
     Source,
     check_match,
+    load_processor,
     load_vqgan,
     located,
     show_notice,
@@ -110,7 +111,6 @@ class DallePipeline:
             ValueError: something is damaged, of the wrong type, or does not fit the rest.
         """
         from dalle_torch.models.dalle_bart import DalleBart
-        from dalle_torch.text.processor import DalleBartProcessor
 
         if device is not None and device_map is not None:
             raise ValueError(f"device={device!r} and device_map={device_map!r} exclude each other: give one")
@@ -126,7 +126,7 @@ class DallePipeline:
             )
             codec = load_vqgan(source, vqgan, vqgan_revision, trust_pickle=trust_pickle, **hub)
         if processor is None:
-            processor = DalleBartProcessor.from_pretrained(source, **hub)
+            processor = load_processor(source, loaded.config, **hub)
         pipe = cls(loaded, processor, codec)
         pipe.source, pipe._hub_options = model, hub
         if device_map is not None:

@@ -19,7 +19,9 @@ from dalle_torch.log import get_logger
 from dalle_torch.storage import WEIGHT_FORMATS, resolve, sha256_of
 
 if TYPE_CHECKING:
+    from dalle_torch.models.configuration import DalleBartConfig
     from dalle_torch.models.vqgan import VQGAN
+    from dalle_torch.text import DalleBartProcessor
 
 logger = get_logger(__name__)
 
@@ -80,6 +82,25 @@ def located(source: Source) -> Source:
             "or name another model"
         )
     return folder
+
+
+def load_processor(model: Source, config: "DalleBartConfig", **hub_options: Any) -> "DalleBartProcessor":
+    """The model's own processor; where a folder has a tokenizer but no `config.json`, as `config` would have it.
+
+    Raises:
+        OSError: there is no tokenizer.
+        ValueError: a file is malformed, or the tokenizer has more tokens than the model.
+    """
+    from dalle_torch.text import DalleBartProcessor, DalleBartTokenizer, TextNormalizer
+
+    folder = Path(model) / (hub_options.get("subfolder") or "")
+    if not folder.is_dir() or any((folder / name).is_file() for name in ("config.json", "processor_config.json")):
+        return DalleBartProcessor.from_pretrained(model, **hub_options)
+    tokenizer = DalleBartTokenizer.from_pretrained(folder)
+    if len(tokenizer) > config.encoder_vocab_size:
+        vocabulary = config.encoder_vocab_size
+        raise ValueError(f"{model}: the tokenizer has {len(tokenizer)} tokens, the model's vocabulary {vocabulary}")
+    return DalleBartProcessor(tokenizer, TextNormalizer() if config.normalize_text else None, config.max_text_length)
 
 
 def load_vqgan(model: Source, vqgan: "Source | VQGAN | None", vqgan_revision: str | None, **options: Any) -> "VQGAN":

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from dalle_torch.pipeline import DallePipeline
 
+_MAX_NAMES = 10
+_SMALL_MODEL = 20_000_000  # parameters; a step of fewer is over before threads have met, and they spin till they do
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -79,7 +81,10 @@ def run(args: argparse.Namespace) -> int:
             output.settings["init_image"] = Path(args.init_image).name
         paths = output.save(folder, overwrite=args.overwrite)
     count = len(output.images)
-    print(f"{count} picture{'s' if count > 1 else ''} in {folder}{os.sep}: {', '.join(path.name for path in paths)}")
+    names = [path.name for path in paths]
+    if len(names) > _MAX_NAMES:
+        names = [*names[: _MAX_NAMES - 2], "...", names[-1]]
+    print(f"{count} picture{'s' if count > 1 else ''} in {folder}{os.sep}: {', '.join(names)}")
     return 0
 
 
@@ -98,6 +103,7 @@ def load_pipeline(args: argparse.Namespace, *, image_processors: bool = False) -
     from dalle_torch.cli._startup import import_models
 
     import_models(image_processors=image_processors)
+    import torch
     from transformers.utils import logging
 
     from dalle_torch.models.packing import can_pack
@@ -111,6 +117,8 @@ def load_pipeline(args: argparse.Namespace, *, image_processors: bool = False) -
     pipe = DallePipeline.from_pretrained(
         args.model, args.vqgan, dtype=dtype, device=device, revision=args.revision, trust_pickle=args.trust_pickle
     )
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and pipe.model.num_parameters() < _SMALL_MODEL:
+        torch.set_num_threads(1)
     # The compiler has layouts of its own.
     if args.quantize or (can_pack(pipe.model) and not args.compile):
         pipe.pack(args.quantize)

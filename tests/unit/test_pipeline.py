@@ -1,11 +1,15 @@
 """Promises of the pipeline: seeds, batches, continuing, tiling, streaming, codes only, parts that belong together."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from PIL import Image
 
-from dalle_torch import DallePipeline
+from dalle_torch import DalleBartConfig, DallePipeline
 from dalle_torch.pipeline_loading import check_match, load_vqgan, show_notice, weights_hash
+from tests.helpers import GOLDENS
 from tests.tiny_pipeline import (
     CODEBOOK,
     CODES_A_SIDE,
@@ -161,6 +165,13 @@ def test_progress_reaches_its_end(pipe):
     assert len(seen) == 2 * LENGTH
 
 
+def test_a_bar_tells_the_time_left(pipe, capsys):
+    pipe("a", progress=True)
+    assert "token/s" in capsys.readouterr().err
+    pipe("a")
+    assert capsys.readouterr().err == "", "not where stderr is no terminal"
+
+
 def test_out_of_memory_halves_the_batch_and_changes_nothing(pipe, monkeypatch, caplog):
     expected = pipe(["a cat", "b"], num_images=4, **LIVELY)
     real, sizes = pipe.model.generate_stream, []
@@ -307,6 +318,27 @@ def test_a_vqgan_may_come_from_elsewhere(folder, tmp_path):
     assert by_name.vqgan.config.pixel_range == (-1.0, 1.0)
     assert DallePipeline.from_pretrained(folder, other).vqgan is other
     assert load_vqgan(folder, None, None).config.pixel_range == (0.0, 1.0)
+
+
+def test_weights_of_min_dalle_draw(tmp_path):
+    folder = shutil.copytree(GOLDENS / "min-dalle", tmp_path / "min-dalle")
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "\u0120", *"abcdefghijklmnopqrstuvwxyz"]
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    sizes = {f"{side}_{name}": size for side in ("encoder", "decoder")
+             for name, size in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 40))}  # fmt: skip
+    config = DalleBartConfig(
+        encoder_vocab_size=50, image_vocab_size=40, d_model=32, use_glu=True, normalize_text=True, **sizes
+    )
+    vqgan = tiny_vqgan(resolution=64, n_embed=40)
+    pipe = DallePipeline.from_pretrained(folder, vqgan, config=config, trust_pickle=True)
+    assert pipe.processor.normalizer is not None
+    output = pipe("a cat", progress=False)
+    assert output.tokens.shape == (1, 256)
+    assert pipe.model_hash.startswith("sha256:")
+    (folder / "vocab.json").write_text(json.dumps({f"{index}": index for index in range(60)} | {"<s>": 60, "</s>": 61}))
+    with pytest.raises(ValueError, match="62 tokens"):
+        DallePipeline.from_pretrained(folder, vqgan, config=config, trust_pickle=True)
 
 
 @pytest.mark.parametrize(
