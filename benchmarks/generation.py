@@ -64,7 +64,7 @@ def min_dalle(pictures: int) -> Callable[[int], Step]:
     shared = {"embed_count": WIDTH, "attention_head_count": HEADS, "glu_embed_count": GLU, "layer_count": LAYERS}
     encoder = DalleBartEncoder(**shared, text_vocab_count=TEXT_VOCAB, text_token_count=SLOTS, device="cpu").eval()
     decoder = DalleBartDecoder(**shared, image_vocab_count=IMAGE_VOCAB, device="cpu").eval()
-    ids, mask = _prompt(torch)
+    ids, _ = _prompt(torch)
     both = torch.cat([ids[1:], ids[:1]])
     settings = torch.tensor([1.0, TOP_K, SCALE])
 

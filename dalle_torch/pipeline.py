@@ -186,10 +186,10 @@ class DallePipeline:
         prompts: str | Sequence[str],
         *,
         num_images: int = 1,
-        condition_scale: float = 10.0,
+        condition_scale: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         seed: int | None = 0,
         rank_with: RankWith = None,
         num_best: int | None = None,
@@ -201,7 +201,8 @@ class DallePipeline:
 
         Args:
             prompts: one or several; "" draws unconditionally.
-            num_images, condition_scale, top_k, top_p, temperature: see `pipeline_drawing.DrawingOptions`.
+            num_images, condition_scale, top_k, top_p, temperature: see `pipeline_drawing.DrawingOptions`; a scale or
+                temperature of None is the one that the model's configuration recommends (10 and 1, the original's).
             seed: of each prompt's first picture; None takes a random one, which the output tells.
             rank_with: a CLIP model of transformers (hub id, folder, or (model, processor)) by which each prompt's
                 pictures are put in order, best first.
@@ -252,6 +253,9 @@ class DallePipeline:
 
     def _prepare(self, prompts: str | Sequence[str], seed: int | None = 0, **drawing: Any) -> Drawing:
         """Check the options of a call and encode its prompts."""
+        for name in ("condition_scale", "temperature"):
+            if drawing.get(name) is None:
+                drawing[name] = float(getattr(self.model.config, f"drawing_{name}"))
         options = DrawingOptions(seed=secrets.randbelow(2**32) if seed is None else seed, **drawing)
         canvas = options.canvas(self.vqgan.config.latent_size)
         inputs = self.processor(prompts)

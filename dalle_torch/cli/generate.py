@@ -53,10 +53,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that say how tokens are chosen."""
-    parser.add_argument("--condition-scale", type=float, default=10.0, help="weight of the prompt (super conditioning)")
+    parser.add_argument("--condition-scale", type=float, metavar="S", help="weight of the prompt; default: the model's")
     parser.add_argument("--top-k", type=int, metavar="K", help="only the K most likely tokens; by default all")
     parser.add_argument("--top-p", type=float, metavar="P", help="only the likeliest tokens that reach P together")
-    parser.add_argument("--temperature", type=float, default=1.0, help="below 1 tamer, above 1 wilder, 0 greedy")
+    parser.add_argument("--temperature", type=float, metavar="T", help="below 1 tamer, above 1 wilder, 0 greedy")
     parser.add_argument("--seed", type=int, default=0, help="of each prompt's first picture; the next has the next one")
 
 

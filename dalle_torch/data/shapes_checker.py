@@ -81,14 +81,15 @@ def check(image: np.ndarray | Image.Image, scene: Scene) -> Report:
         ValueError: the picture is not 64 x 64 RGB bytes.
     """
     background, regions, specks = analyse(image)
-    failures = {}
+    failures: dict[str, str] = {}
     if background is None or scene.background not in (None, background):
         failures["background"] = f"expected {scene.background or 'one of the palette'}, found {background or 'none'}"
     if len(regions) != len(scene.parts) or specks > MAX_SPECKS:
         failures["parts"] = f"expected {len(scene.parts)}, found {len(regions)} and {specks} stray pixels"
     if len(regions) >= len(scene.parts):
-        matches = permutations(regions, len(scene.parts))
-        failures |= min((dict(_compare(scene, match)) for match in matches), key=len)
+        found = [dict(_compare(scene, match)) for match in permutations(regions, len(scene.parts))]
+        best: dict[str, str] = min(found, key=len)
+        failures |= best
     return Report(failures)
 
 

@@ -72,7 +72,7 @@ SIZE_JITTER: Final = 1
 
 _DRAWS = 20  # independent random numbers that one scene may use
 _PART = "an? (?:(?P<size{{0}}>{}) )?(?P<color{{0}}>{}) (?P<shape{{0}}>{})".format(
-    *map("|".join, (SIZES, COLORS, SHAPES))
+    "|".join(SIZES), "|".join(COLORS), "|".join(SHAPES)
 )
 _BACKGROUND = rf"(?: on a (?P<background>{'|'.join(BACKGROUNDS)}) background)?"
 _PLACE = rf"(?: (?P<place>{'|'.join(sorted(PLACES, key=len, reverse=True))}))?"
@@ -279,8 +279,8 @@ def _scene(draws: list[float], unseen: bool, single: float, leave_out: float) ->
         color, shape = _pick(choices, next(drawn))
         size = _pick(tuple(SIZES), next(drawn))
         parts.append(Part(color=color, shape=shape, size=None if next(drawn) < leave_out else size))
-    background = _pick(tuple(BACKGROUNDS), next(drawn))
-    background = None if next(drawn) < leave_out else background
+    tone = _pick(tuple(BACKGROUNDS), next(drawn))
+    background = None if next(drawn) < leave_out else tone
     where = next(drawn)
     if n_parts == 2:
         return Scene(parts=tuple(parts), relation=_pick(tuple(RELATIONS), where), background=background)

@@ -90,6 +90,10 @@ class DalleBartConfig(PreTrainedConfig):
     """Never built by the original; only `False` is accepted."""
     use_scan: bool = False
     """The checkpoint's layers are stacked on a leading axis; decides the last swinv2/postln norm too."""
+    drawing_condition_scale: float | int = 10.0
+    """Super conditioning that the pipeline draws with unless it is told otherwise; 10 is the original's."""
+    drawing_temperature: float | int = 1.0
+    """The temperature, likewise."""
     is_encoder_decoder: bool = True
     tie_word_embeddings: bool = False
     bos_token_id: int | None = None

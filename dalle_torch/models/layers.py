@@ -4,9 +4,11 @@ Source: `FlaxBartEncoderLayer` and `FlaxBartDecoderLayer` in borisdayma/dalle-mi
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dalle_torch.models.attention import Attention, CrossAttentionCache, SelfAttentionCache
 from dalle_torch.models.configuration import DalleBartConfig
@@ -36,8 +38,20 @@ def init_gain(config: DalleBartConfig, side: Side) -> float:
     return 1.0
 
 
-class _Layer(GradientCheckpointingLayer):
-    """What both kinds of layer share: normed, dropped-out sublayers added to a scaled residual branch."""
+class _Layer(nn.Module):
+    """What both kinds of layer share: normed, dropped-out sublayers added to a scaled residual branch.
+
+    transformers' `gradient_checkpointing_enable` sets the two attributes. Its own base class for this would do the
+    same, but its module imports the whole compiler.
+    """
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(partial(super().__call__, **kwargs), *args)
+        return super().__call__(*args, **kwargs)
 
     def __init__(self, config: DalleBartConfig, side: Side, layer: int, layers: int) -> None:
         super().__init__()

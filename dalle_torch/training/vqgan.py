@@ -185,7 +185,9 @@ def crop_at_edges(images: np.ndarray, phase: CropPhase, rng: np.random.Generator
         rows, columns = np.nonzero((image[1:, 1:] != image[:-1, :-1]).any(-1))
         pick = rng.integers(len(rows)) if len(rows) else None
         y, x = (side // 2, side // 2) if pick is None else (rows[pick], columns[pick])
-        top, left = (int(np.clip(at - rng.integers(phase.crop), 0, side - phase.crop)) for at in (y, x))
+        # The pixel beyond, which is what differs, has to be inside too.
+        back = rng.integers(max(phase.crop - 1, 1), size=2)
+        top, left = (int(np.clip(at - step, 0, side - phase.crop)) for at, step in zip((y, x), back, strict=True))
         cut[i] = image[top : top + phase.crop, left : left + phase.crop]
     return cut
 

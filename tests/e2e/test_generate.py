@@ -13,7 +13,7 @@ TRACED = """
 import sys
 from dalle_torch.cli.main import main
 status = main(sys.argv[1:])
-unused = ("torch_xla", "torchvision", "pytorch_lightning", "omegaconf", "wandb", "scipy", "pandas")
+unused = ("torch_xla", "torchvision", "torch._inductor", "pytorch_lightning", "omegaconf", "wandb", "scipy", "pandas")
 print([name for name in unused if name in sys.modules], file=sys.stderr)
 sys.exit(status)
 """
