@@ -57,6 +57,7 @@ def test_a_model_that_knows_nothing_fails_and_shows_it(tmp_path, capsys):
     vqgan = tiny_vqgan(resolution=64, ch_mult=(1, 1, 1, 1, 1))
     model = save_tiny(tmp_path / "model", DallePipeline(tiny_model(), tiny_processor(), vqgan))
     arguments = ["demo", "--model", str(model), "--prompts", "4", "--output", str(tmp_path / "out"), "--device", "cpu"]
+    capsys.readouterr()  # what saving the model wrote
     assert main([*arguments, "--min-seen", "0.9", "--min-unseen", "0.75"]) == 1
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
