@@ -174,6 +174,7 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             for _ in range(arguments.rounds):
                 for name, start in starts.items():
                     times[name].append(run_once(start, first, tokens))
+                    print(f"{pictures} pictures, {name}: {times[name][-1]:.4f} s/token", file=sys.stderr, flush=True)
         for name, seconds in times.items():
             median = statistics.median(seconds)
             rows.append({

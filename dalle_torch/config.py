@@ -128,6 +128,8 @@ class ShapesDataConfig:
     """Share of scenes with one part."""
     leave_out: float = 0.1
     """Share of sizes, places and backgrounds that the captions leave open."""
+    open_shapes: float = 0.25
+    """Share of shapes that the captions leave open."""
     blank: float = 0.1
     """Share of samples whose caption is blanked, for super conditioning."""
 
@@ -135,7 +137,7 @@ class ShapesDataConfig:
         problems = _below(self, 1, "scenes")
         problems += [
             f"{name}={getattr(self, name)} must lie in [0, 1]"
-            for name in ("single", "leave_out", "blank")
+            for name in ("single", "leave_out", "open_shapes", "blank")
             if not 0 <= getattr(self, name) <= 1
         ]
         _raise("data", problems)

@@ -8,7 +8,7 @@ The grammar, with `|` between choices and brackets around what may be left out:
     caption    := single | pair
     single     := part [place] [background]
     pair       := part relation part [background]
-    part       := ("a" | "an") [size] colour shape
+    part       := ("a" | "an") [size] colour (shape | "shape")
     place      := "in the centre" | "at the" ("top left" | "top" | ... | "bottom right")
     relation   := "to the left of" | "to the right of" | "above" | "below"
     background := "on a" ("white" | "black" | "gray") "background"
@@ -41,6 +41,8 @@ BACKGROUNDS: Final[dict[str, tuple[int, int, int]]] = {
     "gray": (128, 128, 128),
 }
 SHAPES: Final = ("circle", "square", "triangle", "diamond")
+OPEN_SHAPE: Final = "shape"
+"""What a caption says instead where it leaves the shape open; drawn as an irregular polygon, none of `SHAPES`."""
 SIZES: Final[dict[str, int]] = {"small": 16, "large": 26}
 """Side of a shape's bounding box in pixels, before jitter."""
 RELATIONS: Final[dict[str, tuple[int, int]]] = {
@@ -70,9 +72,11 @@ STEP: Final = 16
 POSITION_JITTER: Final = 1
 SIZE_JITTER: Final = 1
 
+_OPEN = -1
+_CORNERS = 6
 _DRAWS = 20  # independent random numbers that one scene may use
 _PART = "an? (?:(?P<size{{0}}>{}) )?(?P<color{{0}}>{}) (?P<shape{{0}}>{})".format(
-    "|".join(SIZES), "|".join(COLORS), "|".join(SHAPES)
+    "|".join(SIZES), "|".join(COLORS), "|".join([*SHAPES, OPEN_SHAPE])
 )
 _BACKGROUND = rf"(?: on a (?P<background>{'|'.join(BACKGROUNDS)}) background)?"
 _PLACE = rf"(?: (?P<place>{'|'.join(sorted(PLACES, key=len, reverse=True))}))?"
@@ -82,15 +86,15 @@ _PAIR = re.compile(_PART.format(0) + rf" (?P<relation>{'|'.join(RELATIONS)}) " +
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One shape of a scene; `size` is None where the caption leaves it open."""
+    """One shape of a scene; `shape` and `size` are None where the caption leaves them open."""
 
     color: str
-    shape: str
+    shape: str | None
     size: str | None = None
 
     def __post_init__(self) -> None:
         _require("color", self.color, COLORS)
-        _require("shape", self.shape, SHAPES)
+        _require("shape", self.shape, SHAPES, optional=True)
         _require("size", self.size, SIZES, optional=True)
 
     @property
@@ -100,7 +104,8 @@ class Part:
 
     @property
     def phrase(self) -> str:
-        words = f"{self.size} {self.color} {self.shape}" if self.size else f"{self.color} {self.shape}"
+        words = f"{self.color} {self.shape or OPEN_SHAPE}"
+        words = f"{self.size} {words}" if self.size else words
         return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
@@ -162,9 +167,9 @@ def parse_caption(caption: str) -> Scene:
         )
     fields = found.groupdict()
     parts = tuple(
-        Part(color=fields[f"color{n}"], shape=fields[f"shape{n}"], size=fields[f"size{n}"])
+        Part(color=fields[f"color{n}"], shape=None if shape == OPEN_SHAPE else shape, size=fields[f"size{n}"])
         for n in range(2)
-        if fields.get(f"color{n}")
+        if (shape := fields.get(f"shape{n}"))
     )
     return Scene(
         parts=parts, relation=fields.get("relation"), place=fields.get("place"), background=fields["background"]
@@ -172,7 +177,14 @@ def parse_caption(caption: str) -> Scene:
 
 
 def sample_scenes(
-    n: int, seed: int, *, start: int = 0, unseen: bool = False, single: float = 0.4, leave_out: float = 0.0
+    n: int,
+    seed: int,
+    *,
+    start: int = 0,
+    unseen: bool = False,
+    single: float = 0.4,
+    leave_out: float = 0.0,
+    open_shapes: float = 0.0,
 ) -> list[Scene]:
     """Scenes `start` to `start + n` of the endless sequence that `seed` names.
 
@@ -180,9 +192,10 @@ def sample_scenes(
         unseen: one part of each scene is one of `HELD_OUT`; otherwise none is.
         single: share of scenes with one part.
         leave_out: share of sizes, places and backgrounds that the captions leave open.
+        open_shapes: share of shapes that the captions leave open; a pair of `HELD_OUT` is always named.
     """
     draws = _uniform(seed, n, start)
-    return [_scene(list(row), unseen, single, leave_out) for row in draws]
+    return [_scene(list(row), unseen, single, leave_out, open_shapes) for row in draws]
 
 
 def sample_prompts(n: int, seed: int, unseen: bool = False) -> list[str]:
@@ -211,20 +224,28 @@ def render(scenes: Sequence[Scene], seed: int, *, start: int = 0) -> np.ndarray:
             continue
         parts = [scenes[i].parts[slot] for i in chosen]
         geometry = np.array([_geometry(scenes[i], slot, draws[i]) for i in chosen], dtype=np.float32)
-        shapes = np.array([SHAPES.index(part.shape) for part in parts])
+        shapes = np.array([SHAPES.index(part.shape) if part.shape else _OPEN for part in parts])
         inks = np.array([COLORS[part.color] for part in parts], dtype=np.float32)
-        alpha = coverage(shapes, geometry[:, :2], geometry[:, 2])[..., None]
+        outlines = _outlines(seed, [2 * (start + i) + slot for i in chosen])
+        alpha = coverage(shapes, geometry[:, :2], geometry[:, 2], outlines=outlines)[..., None]
         pictures[chosen] += alpha * (inks[:, None, None, :] - pictures[chosen])
     return np.rint(pictures).astype(np.uint8)
 
 
-def coverage(shapes: np.ndarray, centers: np.ndarray, sides: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
+def coverage(
+    shapes: np.ndarray,
+    centers: np.ndarray,
+    sides: np.ndarray,
+    size: int = IMAGE_SIZE,
+    outlines: np.ndarray | None = None,
+) -> np.ndarray:
     """Share of each pixel that a shape covers, from its signed distance to the pixel's middle.
 
     Args:
-        shapes: indices into `SHAPES`, [B].
+        shapes: indices into `SHAPES`, or -1 for the polygon in `outlines`, [B].
         centers: (x, y) of the bounding boxes' middles in pixels, [B, 2].
         sides: sides of the bounding boxes, [B].
+        outlines: corners in [-1, 1] x [-1, 1], their angles rising; only those of irregular shapes are used, [B, C, 2].
 
     Returns:
         float32 [B, size, size] in [0, 1].
@@ -238,12 +259,39 @@ def coverage(shapes: np.ndarray, centers: np.ndarray, sides: np.ndarray, size: i
         rows = shapes == index
         if rows.any():
             distance[rows] = _DISTANCES[name](x[rows], y[rows], half[rows])
+    for row in np.flatnonzero(shapes == _OPEN):
+        assert outlines is not None
+        distance[row] = _polygon(x[row], y[row], outlines[row] * half[row])
     return np.clip(0.5 - distance, 0.0, 1.0)
 
 
 def _triangle(x: np.ndarray, y: np.ndarray, half: np.ndarray) -> np.ndarray:
     slanted = (2 * np.abs(x) - y - half) / np.float32(5**0.5)
     return np.maximum(slanted, y - half)
+
+
+def _polygon(x: np.ndarray, y: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Distance [size, size] to a polygon around the origin: below 0 inside, exact but beside its corners."""
+    angles = np.arctan2(y, x)
+    starts = np.arctan2(corners[:, 1], corners[:, 0])
+    order = np.argsort(starts)
+    corners, starts = corners[order], starts[order]
+    edges = np.roll(corners, -1, axis=0) - corners
+    sector = np.searchsorted(starts, angles, side="right") - 1  # -1: before the first corner, so the last edge
+    normals = np.stack([edges[:, 1], -edges[:, 0]], axis=1) / np.hypot(edges[:, 0], edges[:, 1])[:, None]
+    offsets = (normals * corners).sum(1)
+    return (normals[sector, 0] * x + normals[sector, 1] * y - offsets[sector]).astype(np.float32)
+
+
+def _outlines(seed: int, indices: Sequence[int]) -> np.ndarray:
+    """Irregular polygons that fill their bounding boxes, float32 [B, 6, 2]; polygon i depends on `indices[i]` alone."""
+    draws = np.concatenate([_uniform(seed ^ 0x0A11, 1, index) for index in indices])
+    turns = (np.arange(_CORNERS) + 0.7 * draws[:, :_CORNERS] + draws[:, -1:]) * (2 * np.pi / _CORNERS)
+    radii = 0.4 + 0.6 * draws[:, _CORNERS : 2 * _CORNERS]
+    corners = np.stack([radii * np.cos(turns), radii * np.sin(turns)], axis=-1)
+    low, high = corners.min(axis=1, keepdims=True), corners.max(axis=1, keepdims=True)
+    # Each half-axis apart, so that the origin stays inside and the angles keep their order.
+    return np.where(corners < 0, corners / -low, corners / high).astype(np.float32)
 
 
 _DISTANCES = {
@@ -269,7 +317,7 @@ def _geometry(scene: Scene, slot: int, draws: np.ndarray) -> tuple[float, float,
     )
 
 
-def _scene(draws: list[float], unseen: bool, single: float, leave_out: float) -> Scene:
+def _scene(draws: list[float], unseen: bool, single: float, leave_out: float, open_shapes: float) -> Scene:
     drawn = iter(draws)
     n_parts = 1 if next(drawn) < single else 2
     odd = int(next(drawn) * n_parts)
@@ -278,7 +326,9 @@ def _scene(draws: list[float], unseen: bool, single: float, leave_out: float) ->
         choices = _HELD_OUT_PAIRS if unseen and slot == odd else _SEEN_PAIRS
         color, shape = _pick(choices, next(drawn))
         size = _pick(tuple(SIZES), next(drawn))
-        parts.append(Part(color=color, shape=shape, size=None if next(drawn) < leave_out else size))
+        is_open = draws[-1 - slot] < open_shapes and (color, shape) not in HELD_OUT
+        size = None if next(drawn) < leave_out else size
+        parts.append(Part(color=color, shape=None if is_open else shape, size=size))
     tone = _pick(tuple(BACKGROUNDS), next(drawn))
     background = None if next(drawn) < leave_out else tone
     where = next(drawn)

@@ -135,7 +135,9 @@ def make_dataset(
 
 def training_scenes(data: ShapesDataConfig) -> list[Scene]:
     """The scenes of one pass; none shows a held-out pair."""
-    return sample_scenes(data.scenes, data.seed, single=data.single, leave_out=data.leave_out)
+    return sample_scenes(
+        data.scenes, data.seed, single=data.single, leave_out=data.leave_out, open_shapes=data.open_shapes
+    )
 
 
 def encode_scenes(vqgan: VQGAN, data: ShapesDataConfig) -> np.ndarray:
@@ -194,7 +196,7 @@ def run(config: ShapesConfig, output: Path) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     vqgan = _trained_vqgan(config, output)
     captions = [scene.caption for scene in sample_scenes(20_000, config.data.seed)]
-    captions += [scene.caption for scene in sample_scenes(2_000, config.data.seed, leave_out=0.5)]
+    captions += [scene.caption for scene in sample_scenes(2_000, config.data.seed, leave_out=0.5, open_shapes=0.5)]
     network = DalleBartConfig(**config.model)
     processor = DalleBartProcessor(build_tokenizer(captions), None, network.max_text_length)
     dataset = make_dataset(processor, _codes(vqgan, config, output), config.data, config.training.batch_size)
@@ -228,7 +230,8 @@ def _trained_vqgan(config: ShapesConfig, output: Path) -> VQGAN:
         seed = config.data.seed + 1
 
         def pictures(start: int, count: int) -> np.ndarray:
-            return render(sample_scenes(count, seed, start=start, single=0.2), seed, start=start)
+            scenes = sample_scenes(count, seed, start=start, single=0.2, open_shapes=0.5)
+            return render(scenes, seed, start=start)
 
         vqgan = VQGAN(VQGANConfig(**config.vqgan))
         initialise(vqgan)
