@@ -2,14 +2,13 @@
 
     python -m benchmarks.generation                      # 64 tokens in the middle of a picture, 1 and 4 pictures
     python -m benchmarks.generation --whole              # all 256 tokens instead
-    python -m benchmarks.generation --only ours          # peak memory of one system in a process of its own
 
 Random weights, float32, CPU, super conditioning of 10, top-k 256. Every system draws from a prompt of 64 token slots,
 20 of them filled. The runs are interleaved in one process: system A, B, C, A, B, C. Times are CPU seconds, so other
-work on the machine counts little, over as many threads as `--threads` says. min-dalle is installed by
-`pip install 'dalle-torch[bench]'`; transformers' BART has the same decoder weights (two feed-forward matrices of 4095
-instead of three of 2730) and, like ours, is run as its users would: cached, conditional and unconditional rows in one
-batch.
+work on the machine counts little, over as many threads as `--threads` says. Peak memory is that of a process of its
+own, which loads a checkpoint as the system's users do and draws 16 tokens. min-dalle is installed by
+`pip install 'dalle-torch[bench]'`; transformers' BART holds as many weights and, like ours, is run as its users would:
+cached, conditional and unconditional rows in one batch.
 """
 
 import argparse
@@ -19,136 +18,17 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-SCALE, TOP_K, FILLED, SLOTS = 10.0, 256, 20, 64
-LAYERS, WIDTH, HEADS, GLU, TEXT_VOCAB, IMAGE_VOCAB, LENGTH = 12, 1024, 16, 2730, 50264, 16384, 256
-SYSTEMS = ("ours", "ours int8", "min-dalle", "transformers")
-Step = Callable[[int], None]
+NAMES = ("ours", "ours int8", "min-dalle", "transformers")
+LENGTH = 256
 
 
-def ours(pictures: int, quantize: str | None = None) -> Callable[[int], Step]:
-    """Our model, packed for drawing as the pipeline does."""
-    import torch
-
-    from dalle_torch.models.configuration import DalleBartConfig
-    from dalle_torch.models.dalle_bart import DalleBart
-    from dalle_torch.models.generation import DrawingSession, encode_prompts
-    from dalle_torch.models.packing import pack_for_drawing
-    from dalle_torch.models.sampling import SamplingOptions
-
-    config = DalleBartConfig(
-        encoder_layers=LAYERS, decoder_layers=LAYERS, d_model=WIDTH, encoder_attention_heads=HEADS,
-        decoder_attention_heads=HEADS, encoder_ffn_dim=GLU, decoder_ffn_dim=GLU, encoder_vocab_size=TEXT_VOCAB,
-        image_vocab_size=IMAGE_VOCAB, use_glu=True,
-    )  # fmt: skip
-    model = pack_for_drawing(DalleBart(config).eval(), quantize)
-    ids, mask = _prompt(torch)
-    options = SamplingOptions(top_k=TOP_K, condition_scale=SCALE)
-
-    def start(_: int) -> Step:
-        prompts = encode_prompts(model, ids[:1], mask[:1], ids[1:], mask[1:], SCALE)
-        uniform = torch.rand(pictures, LENGTH)
-        return DrawingSession(model, prompts, pictures, options, max_token=IMAGE_VOCAB, uniform=uniform).step
-
-    return start
-
-
-def min_dalle(pictures: int) -> Callable[[int], Step]:
-    """min-dalle's own modules in the order of its `generate_raw_image_stream`."""
-    import torch
-    from min_dalle.models import DalleBartDecoder, DalleBartEncoder
-
-    shared = {"embed_count": WIDTH, "attention_head_count": HEADS, "glu_embed_count": GLU, "layer_count": LAYERS}
-    encoder = DalleBartEncoder(**shared, text_vocab_count=TEXT_VOCAB, text_token_count=SLOTS, device="cpu").eval()
-    decoder = DalleBartDecoder(**shared, image_vocab_count=IMAGE_VOCAB, device="cpu").eval()
-    ids, _ = _prompt(torch)
-    both = torch.cat([ids[1:], ids[:1]])
-    settings = torch.tensor([1.0, TOP_K, SCALE])
-
-    def start(_: int) -> Step:
-        rows = [0] * pictures + [1] * pictures
-        text, states = both[rows], encoder(both)[rows]
-        text_mask = text.not_equal(1)[:, None, None, :]
-        memory = torch.zeros(LAYERS, pictures * 4, LENGTH, WIDTH)
-        tokens = torch.zeros(pictures, 1, dtype=torch.long)
-        positions = torch.arange(LENGTH)
-
-        def step(position: int) -> None:
-            nonlocal memory
-            chosen, memory = decoder.sample_tokens(
-                settings=settings, attention_mask=text_mask, encoder_state=states, attention_state=memory,
-                prev_tokens=tokens, token_index=positions[[position]],
-            )  # fmt: skip
-            tokens[:, 0] = chosen
-
-        return step
-
-    return start
-
-
-def transformers_bart(pictures: int) -> Callable[[int], Step]:
-    """`BartForConditionalGeneration` with a static cache of the whole length and guidance by doubling the batch."""
-    import torch
-    from transformers import BartConfig, BartForConditionalGeneration
-    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-
-    config = BartConfig(
-        vocab_size=IMAGE_VOCAB + 1, d_model=WIDTH, encoder_layers=LAYERS, decoder_layers=LAYERS,
-        encoder_attention_heads=HEADS, decoder_attention_heads=HEADS, encoder_ffn_dim=GLU * 3 // 2,
-        decoder_ffn_dim=GLU * 3 // 2, max_position_embeddings=LENGTH, attn_implementation="sdpa",
-    )  # fmt: skip
-    model = BartForConditionalGeneration(config).eval()
-    ids, mask = _prompt(torch)
-    ids = ids % (IMAGE_VOCAB + 1)
-
-    def start(first: int) -> Step:
-        rows = [0] * pictures + [1] * pictures
-        encoded = model.get_encoder()(input_ids=ids, attention_mask=mask)
-        encoded.last_hidden_state = encoded.last_hidden_state[rows]
-        text_mask = mask[rows]
-        cache = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
-        tokens = torch.zeros(2 * pictures, 1, dtype=torch.long)
-        if first:
-            model(
-                attention_mask=text_mask, encoder_outputs=encoded, past_key_values=cache,
-                decoder_input_ids=torch.zeros(2 * pictures, first, dtype=torch.long),
-            )  # fmt: skip
-
-        def step(_: int) -> None:
-            logits = model(
-                attention_mask=text_mask, encoder_outputs=encoded, past_key_values=cache, decoder_input_ids=tokens
-            ).logits[:, -1]
-            conditional, unconditional = logits.chunk(2)
-            guided = unconditional + SCALE * (conditional - unconditional)
-            best = guided.topk(TOP_K)
-            chosen = best.indices.gather(1, torch.multinomial(best.values.softmax(-1), 1))
-            tokens[:] = chosen.repeat(2, 1)
-
-        return step
-
-    return start
-
-
-MAKERS: dict[str, Callable[[int], Callable[[int], Step]]] = {
-    "ours": ours,
-    "ours int8": lambda pictures: ours(pictures, "int8"),
-    "min-dalle": min_dalle,
-    "transformers": transformers_bart,
-}
-
-
-def _prompt(torch: Any) -> tuple[Any, Any]:
-    """Token ids and mask of a prompt and of the empty prompt, each [2, SLOTS]."""
-    ids = torch.ones(2, SLOTS, dtype=torch.long)
-    ids[0, :FILLED] = torch.arange(FILLED) + 10
-    ids[1, :2] = torch.tensor([0, 2])
-    return ids, (ids != 1).long()
-
-
-def run_once(start: Callable[[int], Step], first: int, tokens: int) -> float:
+def run_once(start: Any, first: int, tokens: int) -> float:
     """CPU seconds a token of drawing `tokens` tokens from position `first` on; the encoder is not counted."""
     step = start(first)
     step(first)
@@ -162,6 +42,8 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Interleaved runs of every system for each number of pictures."""
     import torch
 
+    from benchmarks.generation_systems import SYSTEMS
+
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     first, tokens = (0, LENGTH) if arguments.whole else ((LENGTH - arguments.tokens) // 2, arguments.tokens)
@@ -169,7 +51,8 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     floor = weight_reading_floor(torch)
     for pictures in arguments.pictures:
         with torch.inference_mode():
-            starts = {name: MAKERS[name](pictures) for name in arguments.systems}
+            systems = {name: SYSTEMS[name]() for name in arguments.systems}
+            starts = {name: system.drawing(system.build(), pictures) for name, system in systems.items()}
             times: dict[str, list[float]] = {name: [] for name in starts}
             for _ in range(arguments.rounds):
                 for name, start in starts.items():
@@ -186,6 +69,8 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def weight_reading_floor(torch: Any) -> float:
     """Seconds to read the decoder's and `lm_head`'s float32 weights once, at the rate of a matrix-vector product."""
+    from benchmarks.generation_systems import GLU, IMAGE_VOCAB, LAYERS, WIDTH
+
     weights = [torch.randn(4096, WIDTH) for _ in range(16)]
     vector = torch.randn(WIDTH)
     seconds = []
@@ -198,11 +83,36 @@ def weight_reading_floor(torch: Any) -> float:
     return statistics.median(seconds) * numbers / (len(weights) * weights[0].numel())
 
 
-def peak_memory(system: str, pictures: int, threads: int) -> float:
-    """Peak resident GB of a fresh process that draws 16 tokens with `system`."""
-    command = [sys.executable, "-m", "benchmarks.generation", "--only", system, "--pictures", str(pictures)]
-    out = subprocess.run([*command, "--threads", str(threads)], capture_output=True, text=True, check=True).stdout
-    return json.loads(out.splitlines()[-1])["peak_gb"]
+def peak_memory(name: str, pictures: Sequence[int], threads: int) -> dict[int, float]:
+    """Peak resident GB of a fresh process that loads a checkpoint of `name` and draws 16 tokens, by pictures."""
+    with tempfile.TemporaryDirectory() as folder:
+        _child("save", name, folder, 1, threads)
+        return {n: float(_child("draw", name, folder, n, threads).splitlines()[-1]) for n in pictures}
+
+
+def _child(task: str, name: str, folder: str, pictures: int, threads: int) -> str:
+    command = [sys.executable, "-m", "benchmarks.generation", "--task", task, "--systems", name, "--folder", folder]
+    command += ["--pictures", str(pictures), "--threads", str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr}")
+    return done.stdout
+
+
+def run_task(arguments: argparse.Namespace) -> None:
+    """What a process of its own does: write a checkpoint, or load it, draw, and print the peak of its memory in GB."""
+    import torch
+
+    from benchmarks.generation_systems import SYSTEMS
+
+    torch.set_num_threads(arguments.threads)
+    system = SYSTEMS[arguments.systems[0]]()
+    checkpoint = Path(arguments.folder) / "checkpoint"
+    with torch.inference_mode():
+        if arguments.task == "save":
+            return system.save(system.build(), checkpoint)
+        run_once(system.drawing(system.load(checkpoint), arguments.pictures[0]), LENGTH // 2, 16)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 
 
 def report(rows: list[dict[str, Any]]) -> None:
@@ -225,25 +135,28 @@ def report(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, nargs="+", default=[1, 4], help="pictures drawn at once")
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--systems", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--tokens", type=int, default=64, help="tokens drawn in the middle of a picture")
     parser.add_argument("--whole", action="store_true", help="draw all tokens of a picture")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each system; the median is shown")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory of each system")
     parser.add_argument("--json", help="also write the rows here")
-    parser.add_argument("--only", choices=SYSTEMS, help=argparse.SUPPRESS)
+    parser.add_argument("--task", choices=("save", "draw"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.environ["USE_TORCH_XLA"] = "0"
-    if arguments.only:
-        arguments.systems, arguments.rounds, arguments.tokens = [arguments.only], 1, 16
-        compare(arguments)
-        print(json.dumps({"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}))
-        return
+    if arguments.task:
+        return run_task(arguments)
+    # Memory first: a child inherits the peak of the process that starts it.
+    peaks = {
+        name: peak_memory(name, arguments.pictures, arguments.threads)
+        for name in ([] if arguments.no_memory else arguments.systems)
+    }
     rows = compare(arguments)
-    if not arguments.no_memory:
-        for row in rows:
-            row["peak_gb"] = peak_memory(row["system"], row["pictures"], arguments.threads)
+    for row in rows:
+        if row["system"] in peaks:
+            row["peak_gb"] = peaks[row["system"]][row["pictures"]]
     report(rows)
     if arguments.json:
         with open(arguments.json, "w") as file:
