@@ -135,7 +135,8 @@ def _compare_part(part: Part, region: Region) -> Iterator[tuple[str, str]]:
     if part.shape and region.shape != part.shape:
         yield "shape", f"expected {part.shape}, found {region.shape or 'none'} (overlap {region.overlap:.2f})"
     # An irregular shape's area does not tell the side of its bounding box.
-    low, high = _SIDE_RANGE[part.size] if part.size and part.shape else (_SIDE_RANGE["small"][0], _SIDE_RANGE["large"][1])
+    any_size = _SIDE_RANGE["small"][0], _SIDE_RANGE["large"][1]
+    low, high = _SIDE_RANGE[part.size] if part.size and part.shape else any_size
     if not low <= region.side <= high:
         yield "size", f"expected {low:g} to {high:g} pixels, found {region.side:.1f}"
 

@@ -18,12 +18,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from dalle_torch.models.weights import (
+    can_map,
     check_safetensors,
     check_weights,
     describe,
     fill,
     fill_other_buffers,
     main_dtype,
+    mapped_safetensors,
     parse_dtype,
     place_modules,
 )
@@ -162,13 +164,18 @@ class CheckpointModel(PreTrainedModel):
         wanted = kwargs.pop("output_loading_info", False)
         model: Any  # transformers returns a pair where the information is wanted, and says so in no type
         if foreign is None:
-            check_safetensors(folder, cls._on_meta(config, *model_args), source)
+            empty = cls._on_meta(config, *model_args)
+            check_safetensors(folder, empty, source)
+        if foreign is None and cls._can_map(folder, source, config, device_map, kwargs):
+            info = no_problems()
+            model = cls._load_mapped(empty, folder, source, dtype)
+        elif foreign is None:
             model, info = super().from_pretrained(
                 folder, *model_args, config=config, dtype=dtype or "auto", device_map=device_map,
                 output_loading_info=True, **{**kwargs, "use_safetensors": True},
             )  # fmt: skip
         else:
-            info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+            info = no_problems()
             model = cls._load_foreign(foreign, folder, source, config, dtype, device_map, model_args, kwargs)
         model.config.name_or_path = model.name_or_path = str(source)
         if wanted:
@@ -245,6 +252,27 @@ class CheckpointModel(PreTrainedModel):
         with torch.device("meta"):
             return cls(copy.deepcopy(config), *model_args)
 
+    @staticmethod
+    def _can_map(
+        folder: Path, source: str | os.PathLike[str], config: PreTrainedConfig, device_map: Any, kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether nothing is asked for that needs transformers' own loading."""
+        plain = device_map is None or str(device_map) == "cpu"
+        plain = plain and torch.get_default_device().type == "cpu" and not getattr(config, "tie_word_embeddings", False)
+        return plain and all(key in _NO_OPTIONS for key in kwargs) and can_map(folder, source)
+
+    @staticmethod
+    def _load_mapped(model: Any, folder: Path, source: str | os.PathLike[str], dtype: torch.dtype | None) -> Any:
+        """Fill `model`, which is on the meta device, with tensors that stay in the files until they are read."""
+        if dtype is None:
+            stored = describe(mapped_safetensors(folder, source), source)
+            dtype = parse_dtype(getattr(model.config, "dtype", None)) or main_dtype(stored)
+        devices = {"": torch.device("cpu")}
+        fill(model, mapped_safetensors(folder, source), dtype, devices, copy=False)
+        fill_other_buffers(model, devices)
+        model.config.dtype = dtype
+        return model.eval()
+
     @classmethod
     def _load_foreign(
         cls,
@@ -283,6 +311,11 @@ class CheckpointModel(PreTrainedModel):
 
             dispatch_model(model, device_map=devices, skip_keys=list(model._skip_keys_device_placement))
         return model
+
+
+def no_problems() -> dict[str, Any]:
+    """What transformers calls the loading information, where all was checked before."""
+    return {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
 
 
 def find_folder(

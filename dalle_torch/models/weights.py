@@ -7,10 +7,11 @@ built on the meta device. Does not own: where weights come from (`loading`), wha
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -18,6 +19,10 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from dalle_torch.storage import CheckpointError
 
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 _AUTOMATIC_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -110,6 +115,41 @@ def _safetensors_files(folder: Path, source: str | os.PathLike[str]) -> list[Pat
     return [folder / name for name in names]
 
 
+def mapped_safetensors(folder: Path, source: str | os.PathLike[str]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of files that `check_safetensors` has passed, each in a private mapping of its own.
+
+    What is never read takes no memory, and a tensor that is let go gives its pages back at once. Writing into one
+    changes memory, not the file.
+    """
+    for path in _safetensors_files(folder, source):
+        with path.open("rb") as file:
+            start = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(start))
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            first, last = entry["data_offsets"]
+            dtype = _SAFETENSORS_DTYPES[entry["dtype"]]
+            if first == last:
+                yield name, torch.empty(entry["shape"], dtype=dtype)
+                continue
+            data = np.memmap(path, dtype=np.uint8, mode="c", offset=8 + start + first, shape=(last - first,))
+            # Old writers did not align their data.
+            aligned = data if data.ctypes.data % dtype.itemsize == 0 else data.copy()
+            yield name, torch.from_numpy(aligned).view(dtype).view(entry["shape"])
+
+
+def can_map(folder: Path, source: str | os.PathLike[str]) -> bool:
+    """Whether `mapped_safetensors` knows every dtype of the files."""
+    from safetensors import safe_open
+
+    for path in _safetensors_files(folder, source):
+        with safe_open(path, framework="pt") as file:
+            if any(file.get_slice(name).get_dtype() not in _SAFETENSORS_DTYPES for name in file.keys()):  # noqa: SIM118
+                return False
+    return True
+
+
 def main_dtype(stored: Mapping[str, Tensor]) -> torch.dtype:
     """The floating-point dtype of most numbers."""
     sizes: Counter[torch.dtype] = Counter()
@@ -155,16 +195,27 @@ def _device_of(name: str, devices: Mapping[str, Any]) -> Any:
 
 
 def fill(
-    model: nn.Module, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, devices: Mapping[str, Any]
+    model: nn.Module,
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    devices: Mapping[str, Any],
+    *,
+    copy: bool = True,
 ) -> None:
-    """Replace every meta tensor of `model`'s state by a copy of the checked `tensors`, one at a time."""
+    """Replace every meta tensor of `model`'s state by the checked `tensors`, one at a time.
+
+    Args:
+        copy: False takes a tensor itself where its dtype is right; all devices are the CPU then.
+    """
     for name, tensor in tensors:
         module_name, _, attribute = name.rpartition(".")
         module = model.get_submodule(module_name)
         old = getattr(module, attribute)
         kind = dtype if old.is_floating_point() else old.dtype
-        value = torch.empty(old.shape, dtype=kind, device=_device_of(name, devices))
-        value.copy_(tensor)
+        value = tensor
+        if copy or tensor.dtype != kind:
+            value = torch.empty(old.shape, dtype=kind, device=_device_of(name, devices))
+            value.copy_(tensor)
         if isinstance(old, nn.Parameter):
             value = nn.Parameter(value, requires_grad=old.requires_grad)
         setattr(module, attribute, value)

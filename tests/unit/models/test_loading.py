@@ -17,7 +17,7 @@ from dalle_torch.models.configuration import DalleBartConfig, VQGANConfig
 from dalle_torch.models.convert.flax_dallebart import flax_entries
 from dalle_torch.models.dalle_bart import DalleBart
 from dalle_torch.models.vqgan import VQGAN
-from dalle_torch.storage import CheckpointError
+from dalle_torch.storage import CheckpointError, sha256_of
 from tests.helpers import GOLDENS
 from tests.unit.models.convert.flax_files import nest, pack_tree, unpack_tree
 
@@ -368,3 +368,54 @@ def test_a_large_checkpoint_is_held_once(tmp_path: Path) -> None:
     # The promise is 1.3 times; some of the 30 % goes to imports and the allocator here, as the file is small.
     assert peak() - before < 1.3 * size
     assert float(sum(tensor.double().sum() for tensor in model.state_dict().values())) == pytest.approx(total, rel=1e-6)
+
+
+def test_writing_into_loaded_weights_leaves_their_file_alone(model: DalleBart, saved: Path) -> None:
+    loaded = DalleBart.from_pretrained(saved)
+    before = sha256_of(saved / "model.safetensors")
+    with torch.no_grad():
+        for parameter in loaded.parameters():
+            parameter.add_(1.0)
+    assert sha256_of(saved / "model.safetensors") == before
+    loaded.save_pretrained(saved)
+    again = DalleBart.from_pretrained(saved).state_dict()
+    assert all(torch.equal(again[name], tensor + 1.0) for name, tensor in model.state_dict().items())
+
+
+def test_safetensors_whose_data_are_not_aligned_load(model: DalleBart, saved: Path) -> None:
+    path = saved / "model.safetensors"
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    # One space more puts every tensor on an odd address, as writers did before the format asked for alignment.
+    path.write_bytes((length + 1).to_bytes(8, "little") + raw[8 : 8 + length] + b" " + raw[8 + length :])
+    assert same(DalleBart.from_pretrained(saved), model)
+
+
+def test_embeddings_of_words_that_are_not_read_take_no_memory(tmp_path: Path) -> None:
+    smaps = Path("/proc/self/smaps")
+    if not smaps.is_file():
+        pytest.skip("only Linux tells which pages of a file are in memory")
+    wide = DalleBartConfig(
+        encoder_layers=1, decoder_layers=1, d_model=64, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=64, decoder_ffn_dim=64, encoder_vocab_size=100_000, image_vocab_size=64, image_length=16,
+    )  # fmt: skip
+    DalleBart(wide).save_pretrained(tmp_path)
+    loaded = DalleBart.from_pretrained(tmp_path)
+    loaded.encoder(torch.tensor([[0, 5, 2]]))
+    weight = loaded.encoder.embed_tokens.weight
+    assert resident_bytes(smaps, weight.data_ptr()) < weight.nbytes / 5
+    weight.sum()
+    assert resident_bytes(smaps, weight.data_ptr()) > weight.nbytes / 2
+
+
+def resident_bytes(smaps: Path, address: int) -> int:
+    """How much of the mapping that holds `address` is in memory."""
+    inside = False
+    for line in smaps.read_text().splitlines():
+        first = line.split(maxsplit=1)[0]
+        if "-" in first and not first.endswith(":"):
+            low, high = (int(part, 16) for part in first.split("-"))
+            inside = low <= address < high
+        elif inside and first == "Rss:":
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"{address:x} is in no mapping")
