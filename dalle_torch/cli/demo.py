@@ -22,7 +22,7 @@ from dalle_torch.cli.generate import (
 )
 
 if TYPE_CHECKING:
-    from dalle_torch.pipeline_output import DallePipelineOutput
+    from dalle_torch.pipeline.output import DallePipelineOutput
 
 PROMPT_SEED = 20220726
 """Where the demonstration's prompts begin, far from the scenes that training counts through from 0."""
@@ -131,7 +131,7 @@ def _check_size(resolution: int, model: str) -> None:
 
 
 def _write(output: "DallePipelineOutput", halves: Sequence[Half], folder: Path) -> None:
-    from dalle_torch.pipeline_output import make_grid, slug, write_png
+    from dalle_torch.pipeline.output import make_grid, slug, write_png
     from dalle_torch.storage import atomic_file
 
     failures = [failure for half in halves for failure in half.failures]

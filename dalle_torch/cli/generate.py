@@ -1,7 +1,7 @@
 """Draw pictures from prompts.
 
 Owns: the options of the command, where prompts come from, where pictures go. Does not own: drawing (`pipeline`), files
-(`pipeline_output`).
+(`output`).
 """
 
 import argparse

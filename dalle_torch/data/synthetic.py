@@ -325,10 +325,10 @@ def _scene(draws: list[float], unseen: bool, single: float, leave_out: float, op
     for slot in range(n_parts):
         choices = _HELD_OUT_PAIRS if unseen and slot == odd else _SEEN_PAIRS
         color, shape = _pick(choices, next(drawn))
-        size = _pick(tuple(SIZES), next(drawn))
         is_open = draws[-1 - slot] < open_shapes and (color, shape) not in HELD_OUT
-        size = None if next(drawn) < leave_out else size
-        parts.append(Part(color=color, shape=None if is_open else shape, size=size))
+        size = _pick(tuple(SIZES), next(drawn))
+        size_left_out = next(drawn) < leave_out
+        parts.append(Part(color=color, shape=None if is_open else shape, size=None if size_left_out else size))
     tone = _pick(tuple(BACKGROUNDS), next(drawn))
     background = None if next(drawn) < leave_out else tone
     where = next(drawn)

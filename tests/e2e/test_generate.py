@@ -6,7 +6,7 @@ import sys
 
 from PIL import Image
 
-from dalle_torch.pipeline_output import read_metadata
+from dalle_torch.pipeline.output import read_metadata
 from tests.tiny_pipeline import save_tiny, tiny_pipeline
 
 TRACED = """

@@ -51,9 +51,8 @@ class Import(NamedTuple):
 
 
 def unit_of(path: str) -> str:
-    """The folder or module right below the package; `pipeline_*.py` are parts of `pipeline.py`."""
-    unit = path.split("/")[0].split(".")[0]
-    return "pipeline" if unit.startswith("pipeline_") else unit
+    """The folder or module right below the package."""
+    return path.split("/")[0].split(".")[0]
 
 
 def imports_of(source: str, where: str) -> Iterator[Import]:
@@ -129,7 +128,7 @@ def test_the_reader_sees_the_packages_own_imports() -> None:
     [
         ("models/layers.py", "from dalle_torch.data import loader", "level 1 may not reach into level 2"),
         ("models/layers.py", "def f():\n    import dalle_torch.cli.main", "level 1 may not reach into level 4"),
-        ("models/layers.py", "from ..pipeline_output import Output", "level 1 may not reach into level 2"),
+        ("models/layers.py", "from ..pipeline.output import Output", "level 1 may not reach into level 2"),
         ("text/processor.py", "from dalle_torch.models import configuration", "level 1 may not reach into level 1"),
         ("log.py", "import dalle_torch.optim", "level 0 may not reach into level 1"),
         ("models/layers.py", "from dalle_torch import DalleBart", "import it from its own module"),
@@ -151,7 +150,7 @@ def test_a_broken_rule_is_found(where: str, source: str, message: str) -> None:
     [
         ("models/layers.py", "from dalle_torch.models.norms import Norm\nfrom . import attention\nfrom .. import log"),
         ("storage/hub.py", "from dalle_torch.log import get_logger\nimport huggingface_hub"),
-        ("pipeline.py", "from dalle_torch.pipeline_output import x\nfrom dalle_torch.text import y"),
+        ("pipeline/pipeline.py", "from dalle_torch.pipeline.output import x\nfrom dalle_torch.text import y"),
         ("cli/main.py", "import dalle_torch.cli.generate\nfrom dalle_torch import __version__\nimport dalle_torch"),
         ("parallel/runtime.py", "import torch_xla"),
     ],

@@ -8,7 +8,7 @@ from PIL import Image
 
 from dalle_torch.cli.generate import read_prompts, writable_folder
 from dalle_torch.cli.main import main
-from dalle_torch.pipeline_output import read_metadata
+from dalle_torch.pipeline.output import read_metadata
 from tests.tiny_pipeline import save_tiny, tiny_pipeline
 
 

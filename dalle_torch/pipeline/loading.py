@@ -27,7 +27,7 @@ logger = get_logger(__name__)
 
 Source = str | os.PathLike[str]
 
-EMBEDDED: Mapping[str, Path] = {"shapes": Path(__file__).parent / "assets" / "shapes"}
+EMBEDDED: Mapping[str, Path] = {"shapes": Path(__file__).parents[1] / "assets" / "shapes"}
 """Models that come with the package, by name."""
 
 DEFAULT_VQGAN = "dalle-mini/vqgan_imagenet_f16_16384"

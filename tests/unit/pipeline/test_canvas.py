@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dalle_torch.pipeline_canvas import UNDRAWN, Canvas, fill_undrawn, grey_out
+from dalle_torch.pipeline.canvas import UNDRAWN, Canvas, fill_undrawn, grey_out
 
 
 @given(window=st.integers(2, 6), rows=st.integers(1, 3), columns=st.integers(1, 3), data=st.data())

@@ -1,7 +1,7 @@
 """`DallePipeline`: prompts to pictures, through the processor, `DalleBart` and the VQGAN.
 
-Owns: the order of it all, and from codes to pictures. Does not own: where the parts come from (`pipeline_loading`),
-drawing codes (`pipeline_drawing`), ranking (`pipeline_ranking`), files (`pipeline_output`).
+Owns: the order of it all, and from codes to pictures. Does not own: where the parts come from (`loading`),
+drawing codes (`drawing`), ranking (`ranking`), files (`output`).
 """
 
 import os
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from dalle_torch.log import get_logger
-from dalle_torch.pipeline_batching import automatic_batch_size
-from dalle_torch.pipeline_canvas import UNDRAWN, fill_undrawn, grey_out
-from dalle_torch.pipeline_drawing import Drawing, DrawingOptions, Progress, reporting
-from dalle_torch.pipeline_loading import (
+from dalle_torch.pipeline.batching import automatic_batch_size
+from dalle_torch.pipeline.canvas import UNDRAWN, fill_undrawn, grey_out
+from dalle_torch.pipeline.drawing import Drawing, DrawingOptions, Progress, reporting
+from dalle_torch.pipeline.loading import (
     MetaTensorsAreNotFilled,
     Source,
     check_match,
@@ -26,8 +26,8 @@ from dalle_torch.pipeline_loading import (
     show_notice,
     weights_hash,
 )
-from dalle_torch.pipeline_output import DallePipelineOutput, Safety, apply_safety
-from dalle_torch.pipeline_ranking import ClipRanker, rank
+from dalle_torch.pipeline.output import DallePipelineOutput, Safety, apply_safety
+from dalle_torch.pipeline.ranking import ClipRanker, rank
 
 if TYPE_CHECKING:
     from dalle_torch.models.dalle_bart import DalleBart
@@ -201,16 +201,16 @@ class DallePipeline:
 
         Args:
             prompts: one or several; "" draws unconditionally.
-            num_images, condition_scale, top_k, top_p, temperature: see `pipeline_drawing.DrawingOptions`; a scale or
+            num_images, condition_scale, top_k, top_p, temperature: see `DrawingOptions`; a scale or
                 temperature of None is the one that the model's configuration recommends (10 and 1, the original's).
             seed: of each prompt's first picture; None takes a random one, which the output tells.
             rank_with: a CLIP model of transformers (hub id, folder, or (model, processor)) by which each prompt's
                 pictures are put in order, best first.
             num_best: how many of each prompt to keep after ranking; None keeps all.
-            safety: see `pipeline_output.apply_safety`.
+            safety: see `output.apply_safety`.
             progress: True, False, None (a bar where stderr is a terminal), or a function of (tokens drawn, of all).
             **drawing: batch_size, prefix, init_image, keep_rows, tile, tile_overlap, compile: see
-                `pipeline_drawing.DrawingOptions`.
+                `DrawingOptions`.
 
         Raises:
             ValueError: an option is out of range or contradicts another, or the model's logits are not finite.

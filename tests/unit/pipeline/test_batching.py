@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dalle_torch.pipeline_batching import (
+from dalle_torch.pipeline.batching import (
     MAX_AUTOMATIC,
     Batch,
     automatic_batch_size,
@@ -43,7 +43,7 @@ def test_automatic_size_follows_free_memory(monkeypatch):
     model = tiny_model()
     need = bytes_per_picture(model, guided=True)
     for free, expected in ((0, 1), (need * 10, 6), (2**60, MAX_AUTOMATIC), (None, MAX_AUTOMATIC)):
-        monkeypatch.setattr("dalle_torch.pipeline_batching.free_memory", lambda device, free=free: free)
+        monkeypatch.setattr("dalle_torch.pipeline.batching.free_memory", lambda device, free=free: free)
         assert automatic_batch_size(model, guided=True) == expected
 
 

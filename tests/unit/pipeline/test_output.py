@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dalle_torch.pipeline_output import (
+from dalle_torch.pipeline.output import (
     METADATA_KEY,
     PARAMETERS_KEY,
     DallePipelineOutput,

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dalle_torch import DalleBartConfig, DallePipeline
-from dalle_torch.pipeline_loading import check_match, load_vqgan, show_notice, weights_hash
+from dalle_torch.pipeline.loading import check_match, load_vqgan, show_notice, weights_hash
 from tests.helpers import GOLDENS
 from tests.tiny_pipeline import (
     CODEBOOK,

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from dalle_torch.log import get_logger
 from dalle_torch.log import progress as progress_bar
-from dalle_torch.pipeline_batching import Batch, is_out_of_memory
-from dalle_torch.pipeline_canvas import UNDRAWN, Canvas
+from dalle_torch.pipeline.batching import Batch, is_out_of_memory
+from dalle_torch.pipeline.canvas import UNDRAWN, Canvas
 
 if TYPE_CHECKING:
     from dalle_torch.models.dalle_bart import DalleBart
@@ -64,7 +64,7 @@ class DrawingOptions:
     keep_rows: int | None = None
     """Rows of codes of `init_image` that are kept; None: half of them."""
     tile: tuple[int, int] | None = None
-    """(rows, columns) of windows of one larger picture: see `pipeline_canvas.Canvas`."""
+    """(rows, columns) of windows of one larger picture: see `canvas.Canvas`."""
     tile_overlap: int | None = None
     """Codes that neighbouring windows share; None: half a window."""
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_torch.pipeline_output import DallePipelineOutput
+from dalle_torch.pipeline.output import DallePipelineOutput
 
 
 class ClipRanker:

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from dalle_torch.pipeline_ranking import ClipRanker
+from dalle_torch.pipeline.ranking import ClipRanker
 from tests.tiny_pipeline import tiny_pipeline, tiny_processor
 
 PROMPTS = ["a cat", "something else"]
