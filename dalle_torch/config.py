@@ -61,6 +61,10 @@ class TrainingConfig:
     accumulation_steps: int = 1
     """Passes whose gradients make one update."""
     seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What forward and backward passes compute in; weights, optimizer and loss stay in float32."""
+    compile: bool = False
+    """Run them through `torch.compile`: about a minute to start, then faster."""
     log_every: int = 50
     eval_every: int = 1000
     save_every: int = 1000

@@ -69,7 +69,9 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, (self.features,), self.weight, self.bias, EPSILON)
+        # Under autocast x may be of another dtype; torch's CPU backward takes that only where there is a scale too.
+        bias = self.bias.to(x.dtype) if self.weight is None else self.bias
+        return F.layer_norm(x, (self.features,), self.weight, bias, EPSILON)
 
     def extra_repr(self) -> str:
         return f"{self.features}, scale={self.weight is not None}"

@@ -16,7 +16,7 @@ import torch
 from dalle_torch.config import OptimizerConfig, TrainingConfig
 from dalle_torch.log import get_logger, progress
 from dalle_torch.training.state import TrainState, checkpoints
-from dalle_torch.training.step import Batch, learning_rate, train_step
+from dalle_torch.training.step import Batch, forward_pass, learning_rate, train_step
 
 logger = get_logger(__name__)
 
@@ -48,6 +48,7 @@ def train(
         state.load(found[-1])
         logger.info("resumed from %s", found[-1])
     state.model.train()
+    forward = forward_pass(state.model, config)
     log = _Log(folder / METRICS_FILE, samples_a_step=config.batch_size * config.accumulation_steps)
     with _interruptible() as interrupted, progress(total=config.steps, desc="training", unit="step") as bar:
         bar.update(state.step)
@@ -60,6 +61,7 @@ def train(
                 [batches(first + i) for i in range(config.accumulation_steps)],
                 lr=lr,
                 max_grad_norm=optimizer.max_grad_norm,
+                forward=forward,
             )
             state.step += 1
             bar.update()

@@ -1,8 +1,10 @@
 """The embedded model from nothing: tokenizer, codebook, codes of captioned shapes, DalleBart, and their folder.
 
-    python -m dalle_torch.training.shapes configs/train/shapes.yaml --output runs/shapes
+    USE_TORCH_XLA=0 python -m dalle_torch.training.shapes configs/train/shapes.yaml --output runs/shapes
 
-Every stage leaves its result in the output folder and is skipped where that is there, so the command can be repeated.
+The variable matters where torch_xla is installed, whose device transformers would take. Every stage leaves its result
+in the output folder and is skipped where that is there, so the command can be repeated.
+
 Owns: the recipe. Does not own: the loops (`loop`, `vqgan`), the data (`data.synthetic`), what a picture is worth
 (`data.shapes_checker`).
 """

@@ -1,17 +1,21 @@
 """One update of the weights.
 
-Owns: optimizer groups, learning rate over time, `train_step`. Does not own: data, evaluation, checkpoints (`loop`).
+Owns: optimizer groups, learning rate over time, precision, `train_step`. Does not own: data, evaluation, checkpoints
+(`loop`).
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dalle_torch.config import OptimizerConfig
+from dalle_torch.config import OptimizerConfig, TrainingConfig
 
 Batch = dict[str, Tensor]
+Forward = Callable[..., Any]
+"""Takes a batch's tensors by name, as the model does; its result has a `loss`."""
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -51,6 +55,20 @@ def apply_gradients(
     return norm
 
 
+def forward_pass(model: nn.Module, config: TrainingConfig) -> Forward:
+    """`model` as `train_step` calls it: compiled, and in mixed precision, if `config` says so."""
+    call: Forward = torch.compile(model) if config.compile else model
+    if config.precision == "float32":
+        return call
+    device = next(model.parameters()).device.type
+
+    def mixed(**batch: Tensor) -> Any:
+        with torch.autocast(device, getattr(torch, config.precision)):
+            return call(**batch)
+
+    return mixed
+
+
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -58,6 +76,7 @@ def train_step(
     *,
     lr: float,
     max_grad_norm: float | None = None,
+    forward: Forward | None = None,
 ) -> dict[str, Tensor]:
     """One update from the mean loss over `batches`, whose samples are equally many.
 
@@ -65,13 +84,14 @@ def train_step(
 
     Args:
         batches: what `model(**batch).loss` takes; more than one accumulates gradients.
+        forward: what `forward_pass` made of `model`; None: `model` itself.
 
     Returns:
         "loss" and "grad_norm" (before clipping), each a detached tensor [].
     """
     losses = []
     for batch in batches:
-        loss = model(**batch).loss / len(batches)
+        loss = (forward or model)(**batch).loss / len(batches)
         loss.backward()
         losses.append(loss.detach())
     norm = apply_gradients(model.parameters(), optimizer, lr, max_grad_norm)

@@ -28,14 +28,14 @@ def _tiny() -> ShapesConfig:
         ShapesConfig,
         FILE,
         ["data.scenes=12", "training.steps=2", "training.batch_size=4", "evaluation.prompts=1",
-         "vqgan_training.continuous_steps=1"],
+         "training.compile=false", "vqgan_training.continuous_steps=1"],
     )  # fmt: skip
     phases = [replace(config.vqgan_training.phases[0], steps=2, batch_size=1)]
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
     return replace(
         config,
         model=config.model | sizes,
-        vqgan=config.vqgan | {"ch_mult": [1, 1, 1, 1], "n_embed": 8},
+        vqgan=config.vqgan | {"ch_mult": [1, 1, 1], "n_embed": 8},
         vqgan_training=replace(config.vqgan_training, phases=phases),
     )
 

@@ -6,8 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dalle_torch.config import OptimizerConfig
-from dalle_torch.training.step import build_optimizer, learning_rate, train_step
+from dalle_torch.config import OptimizerConfig, TrainingConfig
+from dalle_torch.models.configuration import DalleBartConfig
+from dalle_torch.models.dalle_bart import DalleBart
+from dalle_torch.training.step import build_optimizer, forward_pass, learning_rate, train_step
 
 
 def _weights(state) -> torch.Tensor:
@@ -46,6 +48,29 @@ def test_the_loss_falls(make_state, batches) -> None:
     state = make_state()
     losses = [float(train_step(state.model, state.optimizer, [batches(i)], lr=1e-2)["loss"]) for i in range(60)]
     assert sum(losses[-5:]) / 5 < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("layout", ["normformer", "subln", "swinv2"])
+def test_mixed_precision_keeps_weights_and_loss_in_float32(config: DalleBartConfig, batches, layout: str) -> None:
+    torch.manual_seed(0)
+    model = DalleBart(DalleBartConfig(**config.to_dict() | {"ln_positions": layout}))
+    forward = forward_pass(model, TrainingConfig(precision="bfloat16"))
+    exact, mixed = model(**batches(0)), forward(**batches(0))
+    assert (mixed.logits.dtype, mixed.loss.dtype) == (torch.bfloat16, torch.float32)
+    # bfloat16 has 8 bits; a loss is the mean of many logits.
+    torch.testing.assert_close(mixed.loss, exact.loss, rtol=1e-2, atol=0)
+    mixed.loss.backward()
+    assert {p.dtype for p in model.parameters()} == {p.grad.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_compiled_update_is_the_plain_one(make_state, batches) -> None:
+    plain, compiled = make_state(), make_state()
+    forward = forward_pass(compiled.model, TrainingConfig(compile=True))
+    for i in range(2):
+        train_step(plain.model, plain.optimizer, [batches(i)], lr=1e-3)
+        train_step(compiled.model, compiled.optimizer, [batches(i)], lr=1e-3, forward=forward)
+    # As above: rounding is lifted to a share of the rate, twice.
+    torch.testing.assert_close(_weights(plain), _weights(compiled), atol=4e-4, rtol=0)
 
 
 def test_only_matrices_decay(make_state) -> None:
