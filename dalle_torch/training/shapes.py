@@ -11,6 +11,7 @@ Owns: the recipe. Does not own: the loops (`loop`, `vqgan`), the data (`data.syn
 
 import argparse
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -194,7 +195,11 @@ def _draw(
 
 
 def run(config: ShapesConfig, output: Path) -> Path:
-    """All stages; returns the folder of the finished model."""
+    """All stages; returns the folder of the finished model.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; what is done is kept, and calling this again goes on from there.
+    """
     output.mkdir(parents=True, exist_ok=True)
     vqgan = _trained_vqgan(config, output)
     captions = [scene.caption for scene in sample_scenes(20_000, config.data.seed)]
@@ -218,6 +223,8 @@ def run(config: ShapesConfig, output: Path) -> Path:
         output / "model",
         lambda state: accuracy(state.model, processor, vqgan, config.evaluation),
     )
+    if state.step < config.training.steps:
+        raise KeyboardInterrupt
     with atomic_folder(output / "export") as target:
         state.model.save_pretrained(target)
         processor.tokenizer.save_pretrained(target)
@@ -257,7 +264,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the run; an old run in it goes on")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="lay an option over the file")
     options = parser.parse_args(arguments)
-    print(run(load_config(ShapesConfig, options.config, options.set), options.output))
+    try:
+        print(run(load_config(ShapesConfig, options.config, options.set), options.output))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,17 @@ def test_the_recipe_ends_in_a_model_that_loads(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "vqgan").iterdir()} == before
 
 
+def test_an_interrupted_recipe_exports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(state, *args, **kwargs):
+        state.step = 1
+        return state
+
+    monkeypatch.setattr("dalle_torch.training.shapes.train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(_tiny(), tmp_path)
+    assert not (tmp_path / "export").exists()
+
+
 def test_every_word_of_the_grammar_is_one_token(tokenizer: DalleBartTokenizer) -> None:
     for scene in sample_scenes(300, 2) + sample_scenes(100, 2, unseen=True):
         words = scene.caption.split()
