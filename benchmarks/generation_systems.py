@@ -46,7 +46,8 @@ def ours(quantize: str | None = None) -> System:
     """Our model, packed for drawing as the pipeline does."""
     from dalle_torch.models.configuration import DalleBartConfig
     from dalle_torch.models.dalle_bart import DalleBart
-    from dalle_torch.models.generation import DrawingSession, encode_prompts
+    from dalle_torch.models.drawing_inputs import encode_prompts
+    from dalle_torch.models.generation import DrawingSession
     from dalle_torch.models.packing import pack_for_drawing
     from dalle_torch.models.sampling import SamplingOptions
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dalle_torch.cli.generate import (
     add_model_arguments,
     add_sampling_arguments,
+    check_options,
     load_pipeline,
     sampling_options,
     writable_folder,
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.prompts < 2 or args.prompts % 2:
         raise ValueError(f"--prompts {args.prompts} must be an even number of at least 2")
+    check_options(args)
     with writable_folder(args.output) as folder:
         pipe = load_pipeline(args)
         halves = sample_halves(args.prompts // 2, args.seed)

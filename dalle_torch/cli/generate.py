@@ -44,6 +44,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="shapes", help="the embedded model shapes, a hub id, a folder, an artifact")
     parser.add_argument("--vqgan", help="the same for the VQGAN; by default the model's own, else that of DALL·E Mini")
     parser.add_argument("--revision", help="branch, tag or commit of the model on the hub")
+    parser.add_argument("--subfolder", default="", help="folder inside the source that holds the model")
+    parser.add_argument("--vqgan-revision", help="branch, tag or commit of the VQGAN, if it has a hub id of its own")
     parser.add_argument("--trust-pickle", action="store_true", help="read .pt and .ckpt files, which can run any code")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: float32, on a GPU bfloat16")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps or xla")
@@ -63,17 +65,16 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     prompts = read_prompts(args.prompts, args.prompts_file)
     init_image = None if args.init_image is None else _read_image(args.init_image)
+    drawing = {name: getattr(args, name) for name in ("num_images", "batch_size", "keep_rows", "tile")}
+    check_options(args, init_image=init_image, **drawing)
     with writable_folder(args.output) as folder:
         pipe = load_pipeline(args, image_processors=args.rank_with is not None)
         output = pipe(
             prompts,
-            num_images=args.num_images,
             rank_with=args.rank_with,
             num_best=args.num_best,
-            batch_size=args.batch_size,
             init_image=init_image,
-            keep_rows=args.keep_rows,
-            tile=args.tile,
+            **drawing,
             **sampling_options(args),
         )
         output.settings["model_hash"] = pipe.model_hash
@@ -92,6 +93,20 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `add_sampling_arguments` took, and `--compile`, as options of a call of the pipeline."""
     names = ("condition_scale", "top_k", "top_p", "temperature", "seed", "compile")
     return {name: getattr(args, name) for name in names}
+
+
+def check_options(args: argparse.Namespace, **drawing: Any) -> None:
+    """Refuse what no model could do before one is loaded, which may take a long download.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+    from dalle_torch.models.sampling import SamplingOptions
+    from dalle_torch.pipeline.drawing import DrawingOptions
+
+    given = {name: value for name, value in sampling_options(args).items() if value is not None}
+    DrawingOptions(**given, **drawing)
+    SamplingOptions(**{name: value for name, value in given.items() if name not in ("seed", "compile")})
 
 
 def load_pipeline(args: argparse.Namespace, *, image_processors: bool = False) -> "DallePipeline":
@@ -115,8 +130,9 @@ def load_pipeline(args: argparse.Namespace, *, image_processors: bool = False) -
     device = pick_device(args.device)
     dtype = args.dtype if args.dtype != "auto" else "bfloat16" if device.type in ("cuda", "xla") else "float32"
     pipe = DallePipeline.from_pretrained(
-        args.model, args.vqgan, dtype=dtype, device=device, revision=args.revision, trust_pickle=args.trust_pickle
-    )
+        args.model, args.vqgan, dtype=dtype, device=device, revision=args.revision, subfolder=args.subfolder,
+        vqgan_revision=args.vqgan_revision, trust_pickle=args.trust_pickle,
+    )  # fmt: skip
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and pipe.model.num_parameters() < _SMALL_MODEL:
         torch.set_num_threads(1)
     # The compiler has layouts of its own.

@@ -3,11 +3,42 @@
 All sequences have `image_length` tokens and none ends early, so no length penalty is needed.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from dalle_torch.models.generation import NonFiniteLogitsError, encode_prompts
+from dalle_torch.models.drawing_inputs import encode_prompts
+from dalle_torch.models.generation import NonFiniteLogitsError
 from dalle_torch.models.sampling import forbid
+
+_NEEDED: Mapping[str, Any] = {
+    "do_sample": False, "condition_scale": 1, "images_per_prompt": 1, "temperature": 1, "compile": False,
+}  # fmt: skip
+"""What goes with beams; of any other option None."""
+
+
+def refuse_with_beams(num_beams: int, choices: int, **options: object) -> None:
+    """Refuse options of `generate` that beam search does not follow.
+
+    Args:
+        choices: image tokens there are to choose from.
+
+    Raises:
+        ValueError: `num_beams` is out of range, or an option is set that would be ignored; every offender is named.
+    """
+    problems = []
+    if num_beams < 1:
+        problems.append(f"num_beams={num_beams} must be at least 1 (1: no beam search)")
+    if choices < 1:
+        problems.append(f"max_token={choices} leaves no image token to choose")
+    wrong = [name for name, value in options.items() if value != _NEEDED.get(name)]
+    if wrong and num_beams > 1:
+        given = ", ".join(f"{name}={_NEEDED.get(name)}" for name in wrong)
+        problems.append(f"num_beams={num_beams} draws without {', '.join(wrong)}: it needs {given}")
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 def beam_search(

@@ -1,41 +1,26 @@
 """Drawing image tokens: encode prompts once, then one decoder step of fixed shape a token.
 
 Shapes: P prompts, N pictures a prompt, L = image_length tokens a picture, V = image_vocab_size + 1.
-Owns: the loop, its caches' life, randomness. Does not own: how a token is chosen (`sampling`), pictures (`vqgan`).
+Owns: the loop, its caches' life. Does not own: what it starts from (`drawing_inputs`), how a token is chosen
+(`sampling`), pictures (`vqgan`).
 Super conditioning follows `DalleBart.generate` of borisdayma/dalle-mini, with both prompts in one batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from dalle_torch.models.drawing_inputs import Generators, Prompts, encode_prompts, given_tokens, uniform_noise
 from dalle_torch.models.sampling import SamplingOptions, choose, forbid, super_condition
 
 if TYPE_CHECKING:
-    from dalle_torch.models.configuration import DalleBartConfig
     from dalle_torch.models.dalle_bart import DalleBart, DecoderCache
-
-Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 
 class NonFiniteLogitsError(ValueError):
     """The model's logits are NaN or infinite, so there is nothing to draw."""
-
-
-@dataclass
-class _Prompts:
-    """Encoded prompts; with super conditioning the P conditional ones, then the P unconditional ones."""
-
-    states: Tensor
-    mask: Tensor
-    guided: bool
-
-    @property
-    def count(self) -> int:
-        return self.states.shape[0] // (2 if self.guided else 1)
 
 
 class ImageTokenGeneration:
@@ -91,16 +76,15 @@ class ImageTokenGeneration:
         Raises:
             ValueError: an option is out of range or contradicts another; `NonFiniteLogitsError` for NaN logits.
         """
-        if num_beams > 1:
-            from dalle_torch.models.beam_search import beam_search
+        if num_beams != 1:
+            from dalle_torch.models.beam_search import beam_search, refuse_with_beams
 
-            if do_sample or condition_scale != 1 or images_per_prompt != 1:
-                raise ValueError(
-                    f"num_beams={num_beams} needs do_sample=False, condition_scale=1 and images_per_prompt=1 "
-                    f"(got {do_sample}, {condition_scale}, {images_per_prompt})"
-                )
-            if any(option is not None for option in (prefix, forced_tokens, stream)):
-                raise ValueError(f"num_beams={num_beams} works without prefix, forced_tokens and stream")
+            refuse_with_beams(
+                num_beams, choices=self.config.decoder_vocab_size if max_token is None else max_token,
+                do_sample=do_sample, condition_scale=condition_scale, images_per_prompt=images_per_prompt,
+                temperature=temperature, compile=compile, top_k=top_k, top_p=top_p, generator=generator, prefix=prefix,
+                forced_tokens=forced_tokens, stream=stream, after_step=after_step,
+            )  # fmt: skip
             return beam_search(self, input_ids, attention_mask, num_beams, max_token)
         tokens = None
         for tokens in self.generate_stream(
@@ -157,7 +141,7 @@ class ImageTokenGeneration:
         )
         choices = self.config.decoder_vocab_size if max_token is None else max_token
         options.check_vocabulary(choices)
-        if images_per_prompt < 1 or every < 1 or choices < 1:
+        if min(images_per_prompt, every, choices) < 1:
             raise ValueError(
                 f"images_per_prompt={images_per_prompt}, every={every}, max_token={max_token}: each must be at least 1"
             )
@@ -189,7 +173,7 @@ class DrawingSession:
     def __init__(
         self,
         model: "DalleBart",
-        prompts: _Prompts,
+        prompts: Prompts,
         images_per_prompt: int,
         options: SamplingOptions,
         *,
@@ -276,88 +260,3 @@ class DrawingSession:
         chosen = choose(logits, self.options, self.uniform.index_select(1, at)[:, 0])
         given = self.given.index_select(1, at)[:, 0]
         self.tokens.index_copy_(1, at + 1, torch.where(given >= 0, given, chosen)[:, None])
-
-
-def encode_prompts(
-    model: torch.nn.Module,
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    input_ids_uncond: Tensor | None,
-    attention_mask_uncond: Tensor | None,
-    condition_scale: float,
-) -> _Prompts:
-    """Run the encoder once over all prompts, conditional and (if the scale is not 1) unconditional.
-
-    Raises:
-        ValueError: super conditioning without an unconditional prompt, or one of another shape.
-    """
-    guided = condition_scale != 1
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
-    if guided:
-        if input_ids_uncond is None:
-            raise ValueError(
-                f"condition_scale={condition_scale} needs input_ids_uncond, the empty prompt (DalleBartProcessor "
-                "gives both); without it pass condition_scale=1"
-            )
-        if attention_mask_uncond is None:
-            attention_mask_uncond = torch.ones_like(input_ids_uncond)
-        if input_ids_uncond.shape not in (input_ids.shape, (1, input_ids.shape[1])):
-            raise ValueError(
-                f"input_ids_uncond has shape {tuple(input_ids_uncond.shape)}, input_ids {tuple(input_ids.shape)}: "
-                "they must be equal, or the first has one row"
-            )
-        input_ids = torch.cat([input_ids, input_ids_uncond.expand_as(input_ids)])
-        attention_mask = torch.cat([attention_mask, attention_mask_uncond.expand_as(attention_mask)])
-    if input_ids.device.type == "cpu" and model.config.sinkhorn_iters == 1:
-        # Padding that no row needs is hidden from every query, so leaving it out changes nothing but the work.
-        # (Sinkhorn normalises over padded queries too, so there it would.)
-        longest = int((attention_mask != 0).any(dim=0).nonzero().max()) + 1 if attention_mask.any() else 1
-        input_ids, attention_mask = input_ids[:, :longest], attention_mask[:, :longest]
-    mask = model.text_mask(input_ids, attention_mask)
-    return _Prompts(model.encoder(input_ids, mask), mask, guided)
-
-
-def given_tokens(
-    config: "DalleBartConfig", prefix: Tensor | None, forced_tokens: Tensor | None, pictures: int
-) -> Tensor | None:
-    """Tokens that are not to be drawn, int64 [1 or pictures, L] with -1 for those that are; None: all are drawn.
-
-    Raises:
-        ValueError: both kinds given, a wrong shape, or a token that the decoder does not know.
-    """
-    if prefix is not None and forced_tokens is not None:
-        raise ValueError("give prefix or forced_tokens, not both")
-    length = config.image_length
-    if prefix is not None:
-        if prefix.ndim != 2 or prefix.shape[1] > length:
-            raise ValueError(f"prefix has shape {tuple(prefix.shape)}; it must be [pictures, at most {length}]")
-        forced_tokens = torch.nn.functional.pad(prefix, (0, length - prefix.shape[1]), value=-1)
-    if forced_tokens is None:
-        return None
-    if forced_tokens.ndim != 2 or forced_tokens.shape[0] not in (1, pictures) or forced_tokens.shape[1] != length:
-        raise ValueError(
-            f"given tokens have shape {tuple(forced_tokens.shape)}; they must be [1 or {pictures}, {length}]"
-        )
-    if int(forced_tokens.max()) >= config.decoder_vocab_size or int(forced_tokens.min()) < -1:
-        raise ValueError(
-            f"given tokens reach from {int(forced_tokens.min())} to {int(forced_tokens.max())}; "
-            f"they must lie in [0, {config.decoder_vocab_size - 1}]"
-        )
-    return forced_tokens
-
-
-def uniform_noise(generator: Generators, pictures: int, length: int) -> Tensor:
-    """One uniform number a token, float32 [pictures, length] on the CPU; row i depends on generator i alone.
-
-    Raises:
-        ValueError: another number of generators than pictures.
-    """
-    if generator is None or isinstance(generator, torch.Generator):
-        seeds = torch.randint(2**62, (pictures,), generator=generator).tolist()
-        generator = [torch.Generator().manual_seed(seed) for seed in seeds]
-    if len(generator) != pictures:
-        raise ValueError(
-            f"{len(generator)} generators were given for {pictures} pictures: give one each, or a single one"
-        )
-    return torch.stack([torch.rand(length, generator=one) for one in generator])

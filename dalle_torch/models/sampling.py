@@ -33,8 +33,8 @@ class SamplingOptions:
         problems = []
         if not (self.temperature >= 0 and self.temperature < float("inf")):
             problems.append(f"temperature={self.temperature} must be 0 (greedy) or a positive number")
-        if self.top_k is not None and self.top_k < 1:
-            problems.append(f"top_k={self.top_k} must be at least 1, or None for all tokens")
+        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
+            problems.append(f"top_k={self.top_k} must be a whole number of at least 1, or None for all tokens")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             problems.append(f"top_p={self.top_p} must lie in (0, 1], or be None for all tokens")
         if not abs(self.condition_scale) < float("inf"):

@@ -75,8 +75,12 @@ class DrawingOptions:
             missing = value is None and name != "num_images"
             if not missing and (not isinstance(value, int) or value < 1):
                 problems.append(f"{name}={value!r} must be a whole number of at least 1")
-        if not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
-            problems.append(f"seed={self.seed!r} must be a whole number between 0 and {MAX_SEED}")
+        # The last picture's seed has to be one that can be asked for again.
+        highest = MAX_SEED - self.num_images + 1 if isinstance(self.num_images, int) else MAX_SEED
+        if not isinstance(self.seed, int) or not 0 <= self.seed <= highest:
+            problems.append(f"seed={self.seed!r} must be a whole number between 0 and {highest}")
+        if self.init_image is not None and not isinstance(self.init_image, Image.Image):
+            problems.append(f"init_image is a {type(self.init_image).__name__}; open it first, as a PIL image")
         if self.keep_rows is not None and self.init_image is None:
             problems.append(f"keep_rows={self.keep_rows} needs an init_image")
         if self.tile_overlap is not None and self.tile is None:

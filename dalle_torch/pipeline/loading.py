@@ -130,13 +130,14 @@ def load_vqgan(model: Source, vqgan: "Source | VQGAN | None", vqgan_revision: st
 
 
 def _has_own_vqgan(model: Source, subfolder: str, options: Mapping[str, Any]) -> bool:
+    """Whether `model` brings one. Where nobody can be asked the cache decides: what was drawn with before is there."""
     hub = {name: options.get(name) for name in ("revision", "token", "cache_dir")}
     try:
         folder = resolve(
             model, **hub, subfolder=subfolder, allow_patterns=["config.json"],
             local_files_only=bool(options.get("local_files_only")),
         )  # fmt: skip
-    except FileNotFoundError:
+    except (FileNotFoundError, ConnectionError):
         return False
     return (folder / "config.json").is_file()
 

@@ -4,6 +4,7 @@ Owns: the order of it all, and from codes to pictures. Does not own: where the p
 drawing codes (`drawing`), ranking (`ranking`), files (`output`).
 """
 
+import operator
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -235,13 +236,17 @@ class DallePipeline:
     ) -> Iterator[DallePipelineOutput]:
         """Yield the pictures while they are drawn, every `every` tokens, and at the end (`progress` is then 1).
 
-        What is not yet drawn is grey. Options are those of a call, but for ranking, which needs whole pictures.
+        What is not yet drawn is grey. Options are those of a call, but for `progress` and for ranking, which needs
+        whole pictures.
 
         Raises:
             ValueError: as a call; for most options at once, not at the first picture.
         """
-        if every < 1:
-            raise ValueError(f"every={every} must be at least 1")
+        unknown = sorted(drawing.keys() & {"progress", "rank_with", "num_best"})
+        if unknown:
+            raise ValueError(f"stream has no {', '.join(unknown)}: pictures are shown while they are drawn")
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"every={every} must be a whole number of at least 1")
         work = self._prepare(prompts, **drawing)
 
         def pictures() -> Iterator[DallePipelineOutput]:
@@ -256,7 +261,9 @@ class DallePipeline:
         for name in ("condition_scale", "temperature"):
             if drawing.get(name) is None:
                 drawing[name] = float(getattr(self.model.config, f"drawing_{name}"))
-        options = DrawingOptions(seed=secrets.randbelow(2**32) if seed is None else seed, **drawing)
+        seed = secrets.randbelow(2**32) if seed is None else seed
+        # NumPy's integers and the like are welcome; what is no integer is told so by the check.
+        options = DrawingOptions(seed=operator.index(seed) if hasattr(seed, "__index__") else seed, **drawing)
         canvas = options.canvas(self.vqgan.config.latent_size)
         inputs = self.processor(prompts)
         return Drawing(

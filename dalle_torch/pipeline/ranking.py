@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dalle_torch.pipeline.output import DallePipelineOutput
+from dalle_torch.storage import WEIGHT_FORMATS, resolve_model
 
 
 class ClipRanker:
@@ -36,11 +37,25 @@ class ClipRanker:
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], **hub_options: Any) -> "ClipRanker":
-        """Load model and processor from a hub id or a folder; `hub_options` go to transformers."""
+        """Load model and processor.
+
+        Args:
+            source: hub id, folder, wandb artifact or URL; its weights are safetensors, since others are pickles.
+            hub_options: of `storage.resolve_model`.
+
+        Raises:
+            OSError: the source, or safetensors in it, is not there or cannot be reached.
+            ValueError: it is no model of two towers, or one that transformers does not know.
+        """
         from transformers import AutoModel, AutoProcessor
 
-        model = AutoModel.from_pretrained(source, **hub_options)
-        return cls(model, AutoProcessor.from_pretrained(source, **hub_options))
+        folder = resolve_model(source, weight_formats=WEIGHT_FORMATS[:2], **hub_options)
+        try:
+            model = AutoModel.from_pretrained(folder, use_safetensors=True)
+            return cls(model, AutoProcessor.from_pretrained(folder))
+        except (OSError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{source} cannot rank, it is no CLIP of transformers, or damaged: {reason}") from error
 
     @torch.no_grad()
     def score(self, images: Sequence[Image.Image], prompts: Sequence[str], batch_size: int = 32) -> list[float]:

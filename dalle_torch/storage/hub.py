@@ -56,7 +56,12 @@ def from_hub(hub_id: str, request: Request) -> Path:
             raise FileNotFoundError(f"{_full(hub_id, request)} is not in the cache, or not whole, and {_OFFLINE}")
     try:
         info = HfApi(token=request.token).model_info(hub_id, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        patterns = request.patterns(file.rfilename for file in info.siblings or ())
+        names = [file.rfilename for file in info.siblings or ()]
+        patterns = request.patterns(names)
+        if not matching(names, patterns):
+            # Told here, since snapshot_download would warn and give an empty folder.
+            asked = ", ".join(patterns or ["any"])
+            raise FileNotFoundError(f"{_full(hub_id, request)} has none of the files asked for: {asked}")
         return Path(snapshot_download(hub_id, allow_patterns=patterns, tqdm_class=_Bar, **_options(request)))
     except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error

@@ -125,6 +125,8 @@ def _resolve(source: str | os.PathLike[str], request: Request) -> Path:
     name = os.fspath(source)
     local = Path(name).expanduser()
     if name and local.is_dir():
+        if request.revision is not None:
+            raise ValueError(f"revision={request.revision!r} is for the hub, and {name} is a folder: leave it out")
         folder = local
     elif not name or local.exists() or isinstance(source, os.PathLike):
         raise _no_source(name, local)

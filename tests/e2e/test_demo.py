@@ -21,9 +21,9 @@ def demo(tmp_path_factory):
 
 def test_the_demonstration_is_as_good_as_its_model_card_says(demo):
     report = json.loads((demo / "demo.json").read_text())
-    # The card says 29 and 18 of 32; greedy drawing repeats, but for a tie that another processor may break otherwise.
-    assert report["accuracy"]["seen"] >= 28 / 32
-    assert report["accuracy"]["unseen"] >= 16 / 32
+    # What is promised; the card has what was found.
+    assert report["accuracy"]["seen"] >= 0.9
+    assert report["accuracy"]["unseen"] >= 0.75
     assert len(report["pictures"]) == 64
     unseen = [parse_caption(picture["prompt"]).held_out for picture in report["pictures"]]
     assert unseen == [False] * 32 + [True] * 32

@@ -1,6 +1,7 @@
 """`dalle-torch generate` with a small random model: files, names, metadata, where prompts come from."""
 
 import io
+import shutil
 import sys
 
 import pytest
@@ -126,3 +127,33 @@ def test_a_folder_that_was_made_goes_again_only_if_it_is_empty(tmp_path):
     with pytest.raises(RuntimeError), writable_folder(str(tmp_path / "gone")):
         raise RuntimeError
     assert names(tmp_path) == ["new", "old"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--num-images", "0"], "num_images=0"),
+        (["--top-p", "2"], "top_p=2.0"),
+        (["--seed", "-1", "--batch-size", "0"], "seed=-1"),
+        (["--tile", "2x2", "--temperature", "-1"], "temperature=-1.0"),
+    ],
+)
+def test_a_mistake_is_told_before_a_model_is_loaded(monkeypatch, tmp_path, capsys, arguments, words):
+    def load(*args, **kwargs):
+        pytest.fail("the model was loaded first")
+
+    monkeypatch.setattr("dalle_torch.cli.generate.load_pipeline", load)
+    assert main(["generate", "a", "--output", str(tmp_path / "out"), *arguments]) == 1
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_revision_of_a_folder_is_refused(model, tmp_path, capsys):
+    assert generate(model, tmp_path, "a", "--revision", "v2") == 1
+    assert "revision='v2' is for the hub" in capsys.readouterr().err
+
+
+def test_a_model_may_lie_in_a_subfolder(model, tmp_path):
+    shutil.copytree(model, tmp_path / "all" / "tiny")
+    assert generate(str(tmp_path / "all"), tmp_path / "out", "a", "--subfolder", "tiny") == 0
+    assert names(tmp_path / "out") == ["a-0.png"]

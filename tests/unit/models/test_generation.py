@@ -176,7 +176,40 @@ def test_beam_search_of_several_prompts_is_that_of_each(model: DalleBart, prompt
     for row in range(3):
         alone = model.generate(prompts["input_ids"][row : row + 1], prompts["attention_mask"][row : row + 1], **options)
         assert torch.equal(alone[0], together[row])
-    with pytest.raises(ValueError, match=r"num_beams=4 needs do_sample=False"):
-        model.generate(**prompts, num_beams=4)
-    with pytest.raises(ValueError, match="without prefix"):
-        model.generate(**prompts, **options, prefix=torch.zeros(1, 1, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"do_sample": True}, "num_beams=4 draws without do_sample: it needs do_sample=False"),
+        ({"condition_scale": 10.0, "top_k": 3}, "without condition_scale, top_k: it needs condition_scale=1, top_k=N"),
+        ({"top_p": -4.0, "temperature": 0.5}, "without temperature, top_p"),
+        ({"images_per_prompt": 2}, "without images_per_prompt"),
+        ({"compile": True, "generator": torch.Generator()}, "without compile, generator"),
+        ({"prefix": torch.zeros(1, 1, dtype=torch.long)}, "without prefix"),
+        ({"stream": print}, "without stream"),
+        ({"num_beams": 0}, "num_beams=0 must be at least 1"),
+        ({"max_token": 0}, "max_token=0 leaves no image token"),
+    ],
+)
+def test_beam_search_refuses_what_it_would_ignore(model: DalleBart, prompts: dict, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model.generate(**prompts, **{"num_beams": 4, "do_sample": False, "condition_scale": 1} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attention_mask": torch.ones(3, 2)}, r"attention_mask has shape \[3, 2\]; it must be \["),
+        ({"attention_mask_uncond": torch.ones(3, 2)}, r"attention_mask_uncond has shape \[3, 2\]"),
+        ({"input_ids": torch.full((3, 6), 10**6)}, "reach from 1000000 to 1000000; the model knows tokens from 0 to"),
+        ({"input_ids": torch.zeros(0, 6, dtype=torch.long)}, r"input_ids is torch.int64 of shape \[0, 6\]"),
+        ({"input_ids": torch.zeros(3, 6)}, "input_ids is torch.float32"),
+        ({"prefix": torch.zeros(3, 2)}, "prefix is torch.float32"),
+        ({"prefix": torch.full((3, 2), -1)}, "prefix holds -1"),
+        ({"top_k": 2.5}, "top_k=2.5 must be a whole number"),
+    ],
+)
+def test_inputs_that_would_be_misread(model: DalleBart, prompts: dict, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model.generate(**prompts | options)

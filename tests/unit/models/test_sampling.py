@@ -68,7 +68,7 @@ def test_super_conditioning_extrapolates() -> None:
     [
         ({"temperature": -1.0}, r"temperature=-1.0 must be 0 \(greedy\) or a positive"),
         ({"temperature": float("nan")}, "temperature=nan"),
-        ({"top_k": 0}, "top_k=0 must be at least 1"),
+        ({"top_k": 0}, "top_k=0 must be a whole number of at least 1"),
         ({"top_p": 0.0}, r"top_p=0.0 must lie in \(0, 1\]"),
         ({"top_p": 1.5, "top_k": -1}, r"top_k=-1 .*top_p=1.5"),
         ({"condition_scale": float("inf")}, "condition_scale=inf"),

@@ -39,7 +39,7 @@ def test_slugs_are_safe_file_names(prompt):
     name = slug(prompt)
     assert name
     assert len(f"{name}-{2**63}-99.png".encode()) <= 255
-    assert not set(name) & set("/\\:*?\"<>|. \0")
+    assert not set(name) & set('/\\:*?"<>|. \0')
     assert name.isprintable()
 
 

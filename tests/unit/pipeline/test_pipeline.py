@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -210,6 +211,9 @@ def test_out_of_memory_with_one_picture_is_the_end(pipe, monkeypatch):
         ({"num_images": 1.5}, ["num_images=1.5"]),
         ({"batch_size": 0}, ["batch_size=0"]),
         ({"seed": 2**63}, [str(2**63)]),
+        ({"seed": 2**63 - 1, "num_images": 2}, [str(2**63 - 1), f"between 0 and {2**63 - 2}"]),
+        ({"seed": 1.0}, ["seed=1.0"]),
+        ({"init_image": "photo.png"}, ["init_image is a str"]),
         ({"top_k": CODEBOOK + 1}, [f"top_k={CODEBOOK + 1}", str(CODEBOOK)]),
         ({"top_k": -1}, ["top_k=-1"]),
         ({"top_p": 0.0}, ["top_p=0.0"]),
@@ -235,6 +239,16 @@ def test_options_out_of_range_are_refused_in_one_line(pipe, options, words):
         pipe("a cat", **options)
     assert "\n" not in str(caught.value)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("options", [{"progress": True}, {"rank_with": "clip"}, {"every": 1.5}, {"every": 0}], ids=str)
+def test_a_stream_refuses_what_it_does_not_do(pipe, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        pipe.stream("a cat", **options)
+
+
+def test_a_seed_may_be_a_number_of_numpy(pipe):
+    assert torch.equal(pipe("a", seed=np.int64(3), **LIVELY).tokens, pipe("a", seed=3, **LIVELY).tokens)
 
 
 def test_weights_that_are_not_numbers_are_noticed():

@@ -94,3 +94,30 @@ def test_more_than_there_are_cannot_be_kept(pipe, clip, num_best):
 def test_a_model_without_two_towers_is_refused(pipe):
     with pytest.raises(ValueError, match="DalleBart"):
         pipe("a", rank_with=(pipe.model, pipe.processor))
+
+
+def test_a_ranker_of_the_hub_is_one_download(hub, folder, clip):
+    hub.add_repo("org/clip", folder)
+    images = [Image.new("RGB", (16, 16), "red")]
+    expected = ClipRanker(*clip).score(images, ["a"])
+    assert ClipRanker.from_pretrained("org/clip").score(images, ["a"]) == pytest.approx(expected, abs=1e-5)
+    hub.stop()
+    assert ClipRanker.from_pretrained("org/clip").score(images, ["a"]) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("/nonexistent/clip", "/nonexistent/clip is not a folder here"),
+        ("org/nothing", "org/nothing"),
+        ("org/pickled", "org/pickled has no weights that can be read here (model.safetensors"),
+        ("org/bert", "org/bert cannot rank"),
+    ],
+)
+def test_what_cannot_rank_is_refused_by_name(hub, folder, tmp_path, source, message):
+    hub.add_repo("org/pickled", {"config.json": b"{}", "pytorch_model.bin": b"pickle"})
+    hub.add_repo("org/bert", {"config.json": b'{"model_type": "no-such-model"}', "model.safetensors": b""})
+    with pytest.raises((ValueError, OSError)) as caught:
+        ClipRanker.from_pretrained(source)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
