@@ -149,10 +149,12 @@ def transformers_bart() -> System:
     )  # fmt: skip
     ids, mask = prompt()
 
-    def with_text_vocabulary(model: Any) -> Any:
-        # It knows one vocabulary; a model that reads text and writes image tokens needs two.
-        model.model.encoder.embed_tokens = nn.Embedding(TEXT_VOCAB, WIDTH)
-        return model.eval()
+    class TwoVocabularies(BartForConditionalGeneration):
+        """BART knows one; a model that reads text and writes image tokens needs two."""
+
+        def __init__(self, config: BartConfig) -> None:
+            super().__init__(config)
+            self.model.encoder.embed_tokens = nn.Embedding(TEXT_VOCAB, WIDTH)
 
     def drawing(model: Any, pictures: int) -> Start:
         def start(first: int) -> Step:
@@ -183,9 +185,9 @@ def transformers_bart() -> System:
         return start
 
     return System(
-        lambda: with_text_vocabulary(BartForConditionalGeneration(config)),
+        lambda: TwoVocabularies(config).eval(),
         lambda model, folder: model.save_pretrained(folder),
-        lambda folder: with_text_vocabulary(BartForConditionalGeneration.from_pretrained(folder)),
+        lambda folder: TwoVocabularies.from_pretrained(folder).eval(),
         drawing,
     )
 

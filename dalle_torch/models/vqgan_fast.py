@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle_torch.models.winograd import TILE, Winograd, Workspace, transform_kernel, transform_upsampling_kernel
+from dalle_torch.models.winograd import TILE, Kernel, Winograd, Workspace, transform_kernel, transform_upsampling_kernel
 
 STRIP_TILES = 128
 """Tiles of a strip: with 128 channels their transform takes 2.4 MB, about a core's share of cache. Where threads share
@@ -36,7 +36,7 @@ class _Prepared(NamedTuple):
     """Shares the weight's memory, so that another tensor cannot come to lie there unnoticed."""
     version: int
     checksum: float
-    kernel: Tensor
+    kernel: Kernel
 
 
 class FastNetwork:
@@ -85,11 +85,12 @@ class FastNetwork:
         run = walk.encode if hasattr(network, "down") else walk.decode
         return torch.stack([run(network, x.permute(1, 2, 0).contiguous()).permute(2, 0, 1) for x in maps])
 
-    def _kernel(self, conv: nn.Conv2d, upsampling: bool) -> Tensor:
+    def _kernel(self, conv: nn.Conv2d, upsampling: bool) -> Kernel:
         held = self.prepared.get(conv)
         if held is None:
             weight = conv.weight.detach()
-            kernel = transform_upsampling_kernel(weight) if upsampling else transform_kernel(weight)
+            transformed = transform_upsampling_kernel(weight) if upsampling else transform_kernel(weight)
+            kernel = Kernel(transformed, _enlarged(STRIP_TILES))
             held = self.prepared[conv] = _Prepared(weight, _version(weight), _checksum(weight), kernel)
         return held.kernel
 
@@ -106,7 +107,7 @@ def _checksum(weight: Tensor) -> float:
 class _Walk:
     """One pass over a network for each picture, with the buffers they share."""
 
-    def __init__(self, kernel: Callable[[nn.Conv2d, bool], Tensor]) -> None:
+    def __init__(self, kernel: Callable[[nn.Conv2d, bool], Kernel]) -> None:
         self.kernel = kernel
         self.work = Workspace()
         self.winograd = Winograd(self.work)

@@ -13,6 +13,7 @@ from dalle_torch.models import vqgan_fast
 from dalle_torch.models.vqgan import VQGAN
 from dalle_torch.models.winograd import (
     TILE,
+    Kernel,
     Winograd,
     Workspace,
     transform_kernel,
@@ -28,7 +29,7 @@ TOLERANCE = 2e-4
 def convolved(x: Tensor, kernel: Tensor) -> Tensor:
     """[H, W, C] to [h, w, 4, 4, O]."""
     strip = F.pad(x, (0, 0, 1, 1, 1, 1))
-    return Winograd(Workspace()).convolve(strip, kernel).permute(2, 3, 0, 1, 4)
+    return Winograd(Workspace()).convolve(strip, Kernel(kernel, rows=8)).permute(2, 3, 0, 1, 4)
 
 
 @settings(max_examples=20, deadline=None)
@@ -46,6 +47,19 @@ def test_winograd_is_the_convolution(down: int, across: int, channels: int, outp
     squares = expected.view(down, TILE, 2, across, TILE, 2, outputs).permute(0, 3, 1, 4, 2, 5, 6).flatten(4)
     found = convolved(x, transform_upsampling_kernel(weight)).double()
     torch.testing.assert_close(found, squares, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 128])
+def test_a_kernel_multiplies_alike_with_and_without_onednn(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    strips, weight = torch.randn(36, rows, 20, generator=generator), torch.randn(36, 20, 12, generator=generator)
+    blocked = torch.empty(36, rows, 12)
+    Kernel(weight, rows=128).products(strips, out=blocked)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    plain = torch.empty(36, rows, 12)
+    Kernel(weight, rows=128).products(strips, out=plain)
+    # Sums of 20 products of order 1, in another order.
+    torch.testing.assert_close(blocked, plain, rtol=0, atol=2e-5)
 
 
 def test_transforms_are_exact_in_float64() -> None:
