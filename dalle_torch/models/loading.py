@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from dalle_torch.models.saving import SavedModel
 from dalle_torch.models.weights import (
     can_map,
     check_safetensors,
@@ -91,7 +92,7 @@ class AbsentModule(nn.Module):
         )
 
 
-class CheckpointModel(PreTrainedModel):
+class CheckpointModel(SavedModel):
     """A `PreTrainedModel` that loads from anywhere and never leaves a weight to chance.
 
     Subclasses name their `config_class` and, in order of preference, their `foreign_formats`. Modules at the top that
