@@ -50,8 +50,8 @@ class SavedModel(PreTrainedModel):
         if kwargs.get("distributed_checkpoint"):  # every process writes into the one folder
             super().save_pretrained(folder, is_main_process, state_dict, push_to_hub, **kwargs)
             return
-        repository: dict[str, Any] = {name: kwargs.pop(name) for name in ("repo_id", "token", "private") if name in kwargs}
-        commit: dict[str, Any] = {name: kwargs.pop(name) for name in ("commit_message", "create_pr") if name in kwargs}
+        repository = _taken(kwargs, "repo_id", "token", "private")
+        commit = _taken(kwargs, "commit_message", "create_pr")
         with files_in_their_places(folder) as place:
             super().save_pretrained(place, is_main_process, state_dict, **kwargs)
             names = sorted(path.name for path in place.iterdir())
@@ -113,6 +113,10 @@ def _remove_older_weights(folder: Path, written: set[str]) -> None:
         for path in folder.iterdir():
             if path.name not in written and _WEIGHT_FILES.fullmatch(path.name):
                 path.unlink()
+
+
+def _taken(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: options.pop(name) for name in names if name in options}
 
 
 def _upload(folder: Path, names: list[str], repository: dict[str, Any], commit: dict[str, Any]) -> None:

@@ -9,12 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dalle_torch import DallePipeline
 from dalle_torch.cli import convert
 from dalle_torch.cli.main import main
 from dalle_torch.models.dalle_bart import DalleBart
 from dalle_torch.models.vqgan import VQGAN
 from tests.helpers import GOLDENS
 from tests.hub_server import HubServer
+from tests.tiny_pipeline import save_tiny
 
 GOLDEN = GOLDENS / "dallebart" / "normformer-glu-scan"
 MIN_DALLE_CONFIG = {
@@ -79,6 +81,51 @@ def test_the_type_of_model_is_found(tmp_path: Path, name: str, options: list[str
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
+@pytest.mark.parametrize("place", ["folder", "hub", "hub, inside"])
+def test_what_draws_with_the_source_draws_the_same_with_the_copy(hub: HubServer, tmp_path: Path, place: str) -> None:
+    tree = tmp_path / "tree"
+    source = save_tiny(tree / "inner" if place == "hub, inside" else tree)
+    (source / "vqgan" / "LICENSE").write_text("a licence")
+    hub.add_repo("org/tiny", tree)
+    name = str(source) if place == "folder" else "org/tiny"
+    inside = ["--subfolder", "inner"] if place == "hub, inside" else []
+    dest = tmp_path / "dest"
+    assert main(["convert", name, str(dest), "--dtype", "bfloat16", *inside]) == 0
+    assert files(dest) == files(source)
+    assert files(dest / "vqgan") == {"config.json", "model.safetensors", "LICENSE"}
+    for file in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (dest / file).read_bytes() == (source / file).read_bytes()
+    assert str(tree) not in (dest / "vqgan" / "config.json").read_text()
+    original, found = (VQGAN.from_pretrained(folder / "vqgan").state_dict() for folder in (source, dest))
+    assert original.keys() == found.keys()
+    assert all(torch.equal(original[key], tensor) for key, tensor in found.items())  # pictures are decoded in float32
+    pictures = [
+        DallePipeline.from_pretrained(str(folder), dtype="bfloat16")("a red square", seed=3).images[0].tobytes()
+        for folder in (source, dest)
+    ]
+    assert pictures[0] == pictures[1]
+
+
+def test_the_vqgan_is_checked_as_the_model_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_tiny(tmp_path / "source")
+    with monkeypatch.context() as patch:
+
+        def save_with_a_flaw(self: VQGAN, folder: Path, **options: object) -> None:
+            with torch.no_grad():
+                self.codebook[0, 0] += 1
+            save(self, folder, **options)
+
+        save = VQGAN.save_pretrained
+        patch.setattr(VQGAN, "save_pretrained", save_with_a_flaw)
+        message = failure(capsys, source, tmp_path / "dest")
+        assert "1 tensors differ after reloading, nothing is kept: quantize.embedding.weight" in message
+    (source / "vqgan" / "model.safetensors").unlink()
+    assert "no weights that VQGAN can read" in failure(capsys, source, tmp_path / "dest")
+    assert files(tmp_path) == {"source"}
+
+
 def test_min_dalle_with_a_configuration_file(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps(MIN_DALLE_CONFIG))
     command = ["convert", str(GOLDENS / "min-dalle"), str(tmp_path / "dest"), "--config", str(tmp_path / "c.json")]
@@ -107,9 +154,10 @@ def test_what_is_there_is_not_lost(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["convert", str(GOLDEN), str(dest), "--overwrite"]) == 0
     assert files(dest) == {"config.json", "model.safetensors"}
     assert "is a file: name a folder" in failure(capsys, GOLDEN, dest / "config.json", "--overwrite")
-    for place in (dest, tmp_path):
+    shutil.copytree(GOLDENS / "vqgan" / "flax", dest / "vqgan")
+    for place in (dest, dest / "vqgan", tmp_path):
         assert "holds SOURCE" in failure(capsys, dest, place, "--overwrite")
-    assert files(dest) == {"config.json", "model.safetensors"}
+    assert files(dest) == {"config.json", "model.safetensors", "vqgan"}
 
 
 def test_a_failed_check_leaves_nothing(
