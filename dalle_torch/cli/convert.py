@@ -9,9 +9,11 @@ import argparse
 import hashlib
 import json
 import math
+import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,8 @@ KEPT_FILES = (
 
 VQGAN_FOLDER = "vqgan"
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) *[KMGT]B")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a folder, a hub id, or a wandb artifact")
@@ -51,14 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     dest = Path(args.dest).expanduser()
     _check_dest(dest, args.source, args.overwrite)
+    _check_shard_size(args.max_shard_size)
     from transformers.utils import logging
 
-    from dalle_torch.storage import atomic_folder, sha256_of
+    from dalle_torch.storage import sha256_of
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
 
-    with atomic_folder(dest) as temporary:
+    with _new_folder(dest) as temporary:
         _convert_all(args, temporary)
         for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
             print(f"{sha256_of(path)}  {path.relative_to(temporary).as_posix()}")
@@ -111,6 +116,36 @@ def _check_dest(dest: Path, source: str, overwrite: bool) -> None:
         raise ValueError(f"DEST {dest} holds SOURCE {source}: write to another folder")
     if dest.is_dir() and any(dest.iterdir()) and not overwrite:
         raise FileExistsError(f"DEST {dest} is not empty: give another folder, or --overwrite to replace all of it")
+
+
+def _check_shard_size(size: str) -> None:
+    found = _SIZE.fullmatch(size.strip().upper())
+    if not found or not float(found[1]):
+        raise ValueError(f"--max-shard-size {size} is no size: give a number and its unit, KB, MB, GB or TB, as in 5GB")
+
+
+@contextmanager
+def _new_folder(dest: Path) -> Iterator[Path]:
+    """`atomic_folder`, made before the work so that it is not in vain; of a failure no folder above it is left either.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    from dalle_torch.storage import atomic_folder
+
+    missing = [path for path in dest.resolve().parents if not path.exists()]
+    try:
+        with ExitStack() as stack:
+            try:
+                temporary = stack.enter_context(atomic_folder(dest))
+            except OSError as error:
+                raise type(error)(f"cannot write to DEST {dest}: {error.strerror or error}") from error
+            yield temporary
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def _classes(model_type: str) -> "list[type[CheckpointModel]]":
@@ -214,12 +249,15 @@ def _print_tensors(tensors: dict[str, tuple[list[int], str, int, str]]) -> None:
 
 def _push(folder: Path, name: str) -> None:
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
 
     api = HfApi()
     try:
         address = api.create_repo(name, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload weights as safetensors")
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ConnectionError(f"{folder} is written, but not uploaded to {name}: {reason}") from error
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:  # hf_xet, which uploads, fails with the last
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ConnectionError(
+            f"{folder} is written, but not uploaded to {name}: {reason} (hf upload {name} {folder} tries again)"
+        ) from error
     print(f"uploaded to {address}")

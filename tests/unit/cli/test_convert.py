@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -191,7 +193,9 @@ def test_bad_input_is_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "--config nofile: there is no such file" in failure(capsys, GOLDEN, dest, "--config", "nofile")
     (tmp_path / "bad.json").write_text("[]")
     assert "is no JSON object of options" in failure(capsys, GOLDEN, dest, "--config", tmp_path / "bad.json")
-    assert "50XB" in failure(capsys, GOLDEN, dest, "--max-shard-size", "50XB")
+    for size in ("50XB", "foo", "GB", "0MB", "-1GB", "nanGB"):
+        message = failure(capsys, tmp_path / "nowhere", dest, f"--max-shard-size={size}")
+        assert f"--max-shard-size {size} is no size: give a number and its unit" in message
     assert "holds a model of type 'dallebart', but VQGAN" in failure(capsys, GOLDEN, dest, "--model-type", "vqgan")
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -223,3 +227,51 @@ def test_from_the_hub_and_back_to_it(
     message = failure(capsys, *command[1:], "--overwrite", "--push-to-hub", "org/other")
     assert f"{tmp_path / 'dest'} is written, but not uploaded to org/other: " in message
     assert files(tmp_path / "dest") == {"config.json", "model.safetensors"}
+
+
+def test_without_a_network_the_folder_is_written_and_said_to_be(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "t")
+    hub.stop()
+    dest = tmp_path / "dest"
+    message = failure(capsys, GOLDEN, dest, "--push-to-hub", "me/x")
+    assert f"{dest} is written, but not uploaded to me/x: " in message
+    assert f"hf upload me/x {dest}" in message
+    assert "--debug" not in message
+    assert files(dest) == {"config.json", "model.safetensors"}
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    # No such source: had it been looked for, the message would be about it.
+    for dest in ("/proc/dest", tmp_path / "file" / "dest"):
+        message = failure(capsys, "/no/source", dest)
+        assert f"cannot write to DEST {dest}: " in message
+        assert ".tmp-" not in message
+    assert files(tmp_path) == {"file"}
+
+
+def test_folders_made_for_a_conversion_that_fails_go_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").mkdir()
+    assert "source" in failure(capsys, "/no/source", tmp_path / "mine" / "new" / "newer" / "dest")
+    assert files(tmp_path) == {"mine"}
+    assert files(tmp_path / "mine") == set()
+
+
+def test_a_limit_on_the_size_of_files_is_one_line_and_an_end(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20480, 20480));"
+        "from dalle_torch.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = [sys.executable, "-B", "-c", code, "convert", str(GOLDEN), str(tmp_path / "dest")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("dalle-torch: error: ")
+    assert done.stderr.count("\n") == 1
+    assert "cannot be written" in done.stderr
+    assert "File too large" in done.stderr
+    assert "--debug" not in done.stderr
+    assert files(tmp_path) == set()
