@@ -189,13 +189,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_config(model_class: "type[CheckpointModel]", name: str) -> Any:
+    from dalle_torch.models.configuration import told_of
+
     path = Path(name).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"--config {name}: there is no such file")
     values = _read_json(path)
     if not values:
         raise ValueError(f"--config {name} is no JSON object of options")
-    return model_class.config_class.from_dict(values)
+    with told_of(f"--config {name}"):
+        return model_class.config_class.from_dict(values)
 
 
 def _copy_files(folder: Path, temporary: Path) -> None:

@@ -128,7 +128,10 @@ def test_the_vqgan_is_checked_as_the_model_is(
     assert files(tmp_path) == {"source"}
 
 
-def test_min_dalle_with_a_configuration_file(tmp_path: Path) -> None:
+def test_min_dalle_with_a_configuration_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = failure(capsys, GOLDENS / "min-dalle", tmp_path / "dest", "--trust-pickle")
+    assert "pass config=DalleBartConfig(...), or write a folder" in message
+    assert "by dalle-torch convert SOURCE DEST --config FILE" in message
     (tmp_path / "c.json").write_text(json.dumps(MIN_DALLE_CONFIG))
     command = ["convert", str(GOLDENS / "min-dalle"), str(tmp_path / "dest"), "--config", str(tmp_path / "c.json")]
     assert main(command) == 1
@@ -192,6 +195,10 @@ def test_bad_input_is_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "which are pickles" in failure(capsys, GOLDENS / "vqgan" / "taming-vq", dest)
     assert "--config nofile: there is no such file" in failure(capsys, GOLDEN, dest, "--config", "nofile")
     (tmp_path / "bad.json").write_text("[]")
+    (tmp_path / "odd.json").write_text('{"model_type": "dallebart", "image_length": "x"}')
+    message = failure(capsys, GOLDEN, dest, "--config", tmp_path / "odd.json")
+    assert f"--config {tmp_path / 'odd.json'}: its configuration cannot be used: " in message
+    assert "image_length" in message
     assert "is no JSON object of options" in failure(capsys, GOLDEN, dest, "--config", tmp_path / "bad.json")
     for size in ("50XB", "foo", "GB", "0MB", "-1GB", "nanGB"):
         message = failure(capsys, tmp_path / "nowhere", dest, f"--max-shard-size={size}")
