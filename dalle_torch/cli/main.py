@@ -110,7 +110,9 @@ def describe(error: BaseException) -> str:
         return f"{_one_line(str(error.filename))}: {error.strerror}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory: {message or 'no more could be had'}"
-    if isinstance(error, (ValueError, OSError, ImportError)) and message:
+    # safetensors reports a full disk or a file it cannot write by an error of its own; its import is heavy.
+    known = isinstance(error, (ValueError, OSError, ImportError)) or type(error).__name__ == "SafetensorError"
+    if known and message:
         return message
     return f"{type(error).__name__}: {message} (--debug shows where)"
 

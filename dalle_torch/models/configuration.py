@@ -1,18 +1,47 @@
 """Configurations of the two networks, with the keys that the published checkpoints use.
 
-Owns: names, defaults and the checks of every option. Does not own: what the options do (`norms`, `attention`,
-`feed_forward`, `layers`, `vqgan`).
+Owns: names, defaults and the checks of every option, and of the files they come in. Does not own: what the options do
+(`norms`, `attention`, `feed_forward`, `layers`, `vqgan`).
 """
 
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+
+from dalle_torch.storage import CheckpointError
 
 LayerNormPositions = Literal["normformer", "swinv2", "cogview", "postln", "deepnet", "preln", "subln"]
 LayerNormType = Literal["layernorm", "rmsnorm"]
 QuantizerType = Literal["vq", "gumbel"]
+
+_VOCABULARY = 10_000_000
+_DALLE_BART_SIZES = {
+    "encoder_layers": 1000, "decoder_layers": 1000, "d_model": 65_536, "encoder_ffn_dim": 1 << 20,
+    "decoder_ffn_dim": 1 << 20, "encoder_vocab_size": _VOCABULARY, "image_vocab_size": _VOCABULARY,
+    "image_length": 65_536, "max_text_length": 65_536, "sinkhorn_iters": 1000,
+}  # fmt: skip
+_VQGAN_SIZES = {
+    "ch": 65_536, "n_embed": _VOCABULARY, "embed_dim": 65_536, "z_channels": 65_536, "num_res_blocks": 100,
+    "in_channels": 65_536, "out_ch": 65_536, "resolution": 65_536,
+}  # fmt: skip
+"""Far beyond any model; a file that asks for more is damaged, and would be found out only after minutes of building."""
+_MAX_LEVELS, _MAX_MULTIPLIER = 16, 1024
+
+
+def _size_problems(config: PreTrainedConfig, largest: Mapping[str, int]) -> list[str]:
+    values = {name: getattr(config, name) for name in largest}
+    return [f"{name}={value} must be at least 1" for name, value in values.items() if value < 1] + [
+        f"{name}={value} must be at most {largest[name]}" for name, value in values.items() if value > largest[name]
+    ]
 
 
 @strict
@@ -56,7 +85,7 @@ class DalleBartConfig(PreTrainedConfig):
     dropout: float | int = 0.1
     attention_dropout: float | int = 0.0
     activation_dropout: float | int = 0.0
-    init_std: float = 0.02
+    init_std: float | int = 0.02
     scale_embedding: bool = False
     """Token embeddings are multiplied by sqrt(d_model)."""
     gradient_checkpointing: bool = False
@@ -76,7 +105,7 @@ class DalleBartConfig(PreTrainedConfig):
     """A learnt factor for each attention head's output (NormFormer, arXiv 2110.09456)."""
     use_cosine_attention: bool = False
     """Cosine similarities divided by `tau_init` (Swin v2, arXiv 2111.09883)."""
-    tau_init: float = 0.05
+    tau_init: float | int = 0.05
     use_absolute_position_embeddings: bool = True
     use_swin_position_embeddings: bool = False
     """A learnt table of relative positions for each attention is added to its scores."""
@@ -133,15 +162,17 @@ class DalleBartConfig(PreTrainedConfig):
             heads = getattr(self, f"{side}_attention_heads")
             if heads < 1 or self.d_model % heads:
                 found.append(f"d_model={self.d_model} is not divisible by {side}_attention_heads={heads}")
-        for name in (
-            "encoder_layers", "decoder_layers", "d_model", "encoder_ffn_dim", "decoder_ffn_dim", "encoder_vocab_size",
-            "image_vocab_size", "image_length", "max_text_length", "sinkhorn_iters",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                found.append(f"{name}={getattr(self, name)} must be at least 1")
+        found += _size_problems(self, _DALLE_BART_SIZES)
         for name in ("dropout", "attention_dropout", "activation_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"{name}={getattr(self, name)} must lie in [0, 1)")
+        if not 0 <= self.init_std < math.inf:
+            found.append(f"init_std={self.init_std} must be a finite number from 0 up")
+        if not 0 < self.tau_init < math.inf:
+            found.append(f"tau_init={self.tau_init} must be a finite number above 0")
+        start = self.decoder_start_token_id
+        if start is not None and not 0 <= start <= self.image_vocab_size:
+            found.append(f"decoder_start_token_id={start} must be from 0 to image_vocab_size={self.image_vocab_size}")
         if self.use_alibi:
             found.append("use_alibi=True was never built; set it to false")
         if self.norm_layout == "swinv2" and self.use_scan:
@@ -190,7 +221,8 @@ class VQGANConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.ch_mult = tuple(self.ch_mult)
         self.attn_resolutions = tuple(self.attn_resolutions)
-        self.pixel_range = (float(self.pixel_range[0]), float(self.pixel_range[1]))
+        if len(self.pixel_range) == 2:
+            self.pixel_range = (float(self.pixel_range[0]), float(self.pixel_range[1]))
         problems = list(self._problems())
         if problems:
             raise ValueError("VQGANConfig cannot be used: " + "; ".join(problems))
@@ -209,19 +241,61 @@ class VQGANConfig(PreTrainedConfig):
         found = []
         if self.quantizer not in get_args(QuantizerType):
             found.append(f"quantizer={self.quantizer!r} is not one of {', '.join(get_args(QuantizerType))}")
-        if not self.ch_mult or min(self.ch_mult) < 1:
-            found.append(f"ch_mult={self.ch_mult} needs at least one level, each a positive integer")
+        if len(self.ch_mult) > _MAX_LEVELS:
+            found.append(f"ch_mult has {len(self.ch_mult)} levels, and must have at most {_MAX_LEVELS}")
+        elif not self.ch_mult or not 1 <= min(self.ch_mult) <= max(self.ch_mult) <= _MAX_MULTIPLIER:
+            found.append(f"ch_mult={self.ch_mult} needs at least one level, each of 1 to {_MAX_MULTIPLIER}")
         elif self.resolution % 2 ** (len(self.ch_mult) - 1):
             found.append(f"resolution={self.resolution} is not divisible by {2 ** (len(self.ch_mult) - 1)}")
         if self.norm_groups < 1 or 32 % self.norm_groups:
             found.append(f"norm_groups={self.norm_groups} must divide 32")
         if self.ch < 1 or self.ch % 32:
             found.append(f"ch={self.ch} is not a positive multiple of 32")
-        for name in ("n_embed", "embed_dim", "z_channels", "num_res_blocks", "in_channels", "out_ch", "resolution"):
-            if getattr(self, name) < 1:
-                found.append(f"{name}={getattr(self, name)} must be at least 1")
+        found += _size_problems(self, _VQGAN_SIZES)
         if self.double_z:
             found.append("double_z=True belongs to a KL autoencoder, not to a VQGAN")
-        if self.pixel_range[0] >= self.pixel_range[1]:
+        if len(self.pixel_range) != 2 or not -math.inf < self.pixel_range[0] < self.pixel_range[1] < math.inf:
             found.append(f"pixel_range={self.pixel_range} must be (black, white) with black < white")
         return found
+
+
+@contextmanager
+def told_of(source: str | os.PathLike[str]) -> Iterator[None]:
+    """While a configuration is made from what is written in `source`: its errors are the file's, not ours.
+
+    Raises:
+        CheckpointError: an option is of the wrong type, unknown, out of range, or contradicts another one.
+    """
+    try:
+        yield
+    except (StrictDataclassError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{source}: its configuration cannot be used: {reason[:1000]}") from error
+
+
+def check_config_file(
+    path: Path, source: str | os.PathLike[str], config_class: type[PreTrainedConfig], model_name: str
+) -> None:
+    """Refuse the configuration of another type of model; `architectures` tells nothing in the published ones.
+
+    Raises:
+        CheckpointError: the file is not JSON, or is that of another model than `model_name`.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{source}: config.json is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{source}: config.json holds no object of options")
+    expected = config_class.model_type
+    found = values.get("model_type")
+    if found is not None and found != expected:
+        raise CheckpointError(f"{source} holds a model of type {found!r}, but {model_name} loads {expected!r}")
+    strangers = [key for key in values if key not in config_class.__dataclass_fields__]
+    if found is None and 2 * len(strangers) > len(values):
+        raise CheckpointError(
+            f"{source}: config.json names no model_type, and its keys ({', '.join(strangers[:6])}, ...) are not "
+            f"those of {expected!r}, which {model_name} loads"
+        )

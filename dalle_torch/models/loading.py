@@ -5,7 +5,6 @@ of weights and the filling of models (`weights`), foreign names (`convert`), net
 """
 
 import copy
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,11 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from dalle_torch.models.configuration import check_config_file, told_of
+from dalle_torch.models.saving import SavedModel
 from dalle_torch.models.weights import (
     can_map,
     check_safetensors,
@@ -37,8 +38,22 @@ SAFETENSORS: tuple[tuple[str, ...], ...] = (
 )
 
 # What transformers' Auto classes add of themselves, and old options without meaning today.
-_NO_OPTIONS = ("_from_auto", "_commit_hash", "code_revision", "trust_remote_code", "adapter_kwargs", "use_safetensors",
-               "weights_only", "low_cpu_mem_usage", "force_download", "proxies")  # fmt: skip
+_NO_OPTIONS = ("_from_auto", "_commit_hash", "code_revision", "trust_remote_code", "adapter_kwargs", "weights_only",
+               "low_cpu_mem_usage")  # fmt: skip
+_FIXED_OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "attn_implementation": ((None, "sdpa"), "there is 'sdpa' alone"),
+    "force_download": ((None, False), "remove the copy in the cache (hf cache), or name another cache_dir"),
+    "proxies": ((None, {}), "set the variables HTTP_PROXY and HTTPS_PROXY"),
+    "use_safetensors": ((None, True), "safetensors are read where there are any, and else what there is"),
+}
+"""name -> (values that ask for nothing, what to do instead of another one)."""
+_TRANSFORMERS_OPTIONS = frozenset((
+    "_from_pipeline", "adapter_name", "allow_all_kernels", "device_mesh", "disable_mmap", "distributed_config",
+    "experts_implementation", "fusion_config", "generation_config", "gguf_file", "ignore_mismatched_sizes",
+    "kernel_config", "key_mapping", "max_memory", "offload_buffers", "offload_folder", "offload_state_dict",
+    "quantization_config", "state_dict", "tp_plan", "tp_size", "tqdm_class", "use_kernels", "variant",
+))  # fmt: skip
+"""What transformers' `from_pretrained` takes beside what ours does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +106,7 @@ class AbsentModule(nn.Module):
         )
 
 
-class CheckpointModel(PreTrainedModel):
+class CheckpointModel(SavedModel):
     """A `PreTrainedModel` that loads from anywhere and never leaves a weight to chance.
 
     Subclasses name their `config_class` and, in order of preference, their `foreign_formats`. Modules at the top that
@@ -102,10 +117,11 @@ class CheckpointModel(PreTrainedModel):
 
     def post_init(self) -> None:
         absent = getattr(self.config, "absent_modules", None) or ()
-        strangers = [name for name in absent if name not in self._modules]
+        names = absent if isinstance(absent, (list, tuple)) else [absent]
+        strangers = [name for name in names if not isinstance(name, str) or name not in self._modules]
         if strangers:
             raise ValueError(f"absent_modules of the configuration names no part of the model: {strangers}")
-        for name in absent:
+        for name in names:
             setattr(self, name, AbsentModule(name))
         super().post_init()
 
@@ -160,8 +176,9 @@ class CheckpointModel(PreTrainedModel):
         folder = find_folder(source, cls.foreign_formats, trust_pickle, subfolder=subfolder or None, **hub)
         foreign = cls._format_of(folder, source, trust_pickle)
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in cls.config_class.__dataclass_fields__}
-        config = cls._find_config(folder, source, config, foreign, overrides)
         wanted = kwargs.pop("output_loading_info", False)
+        kwargs = cls._check_options(kwargs, foreign)
+        config = cls._find_config(folder, source, config, foreign, overrides)
         model: Any  # transformers returns a pair where the information is wanted, and says so in no type
         if foreign is None:
             empty = cls._on_meta(config, *model_args)
@@ -203,6 +220,27 @@ class CheckpointModel(PreTrainedModel):
         )
 
     @classmethod
+    def _check_options(cls, options: dict[str, Any], foreign: ForeignFormat | None) -> dict[str, Any]:
+        """Those of `options` that ask for something."""
+        asked = {name: value for name, value in options.items() if name not in _NO_OPTIONS}
+        problems = []
+        for name, (idle, remedy) in _FIXED_OPTIONS.items():
+            value = asked.pop(name, None)
+            if value not in idle:
+                problems.append(f"{name}={value!r}: {remedy}")
+        unknown = sorted(name for name in asked if name not in _TRANSFORMERS_OPTIONS)
+        if unknown:
+            problems.append(f"{', '.join(unknown)}: there is no such option, neither here nor of the configuration")
+        unfit = sorted(name for name in asked if name in _TRANSFORMERS_OPTIONS and name != "max_memory")
+        if foreign is not None and unfit:
+            problems.append(
+                f"{', '.join(unfit)} with {foreign.name} weights: convert them first (dalle-torch convert SOURCE DEST)"
+            )
+        if problems:
+            raise ValueError(f"{cls.__name__}.from_pretrained cannot use {'; '.join(problems)}")
+        return asked
+
+    @classmethod
     def _find_config(
         cls,
         folder: Path,
@@ -211,41 +249,24 @@ class CheckpointModel(PreTrainedModel):
         foreign: ForeignFormat | None,
         overrides: dict[str, Any],
     ) -> PreTrainedConfig:
-        if isinstance(config, PreTrainedConfig):
-            if not isinstance(config, cls.config_class):
-                raise ValueError(
-                    f"config is a {type(config).__name__}, but {cls.__name__} needs a {cls.config_class.__name__}"
-                )
-            return cls.config_class.from_dict({**config.to_dict(), **overrides}) if overrides else copy.deepcopy(config)
-        if config is not None:
-            return cls.config_class.from_pretrained(config, **overrides)
-        if (folder / "config.json").is_file():
-            cls._check_config_file(folder / "config.json", source)
-            return cls.config_class.from_pretrained(folder, **overrides)
-        if foreign is not None and foreign.config is not None:
-            found = foreign.config(folder)
-            return cls.config_class.from_dict({**found.to_dict(), **overrides}) if overrides else found
-        raise FileNotFoundError(f"{source} has no config.json: pass config={cls.config_class.__name__}(...)")
-
-    @classmethod
-    def _check_config_file(cls, path: Path, source: str | os.PathLike[str]) -> None:
-        """Refuse the configuration of another type of model; `architectures` tells nothing in the published ones."""
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise CheckpointError(f"{source}: config.json is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{source}: config.json holds no object of options")
-        expected = cls.config_class.model_type
-        found = values.get("model_type")
-        if found is not None and found != expected:
-            raise CheckpointError(f"{source} holds a model of type {found!r}, but {cls.__name__} loads {expected!r}")
-        strangers = [key for key in values if key not in cls.config_class.__dataclass_fields__]
-        if found is None and 2 * len(strangers) > len(values):
-            raise CheckpointError(
-                f"{source}: config.json names no model_type, and its keys ({', '.join(strangers[:6])}, ...) are not "
-                f"those of {expected!r}, which {cls.__name__} loads"
+        if isinstance(config, PreTrainedConfig) and not isinstance(config, cls.config_class):
+            raise ValueError(
+                f"config is a {type(config).__name__}, but {cls.__name__} needs a {cls.config_class.__name__}"
             )
+        if config is None and not (folder / "config.json").is_file():
+            if foreign is None or foreign.config is None:
+                raise FileNotFoundError(
+                    f"{source} has no config.json: pass config={cls.config_class.__name__}(...), or write a folder "
+                    "that has one by dalle-torch convert SOURCE DEST --config FILE"
+                )
+            config = foreign.config(folder)
+        with told_of(source if config is None or isinstance(config, PreTrainedConfig) else config):
+            if isinstance(config, PreTrainedConfig):
+                changed = {**config.to_dict(), **overrides}
+                return cls.config_class.from_dict(changed) if overrides else copy.deepcopy(config)
+            if config is None:
+                check_config_file(folder / "config.json", source, cls.config_class, cls.__name__)
+            return cls.config_class.from_pretrained(folder if config is None else config, **overrides)
 
     @classmethod
     def _on_meta(cls, config: PreTrainedConfig, *model_args: Any) -> Self:
@@ -259,7 +280,7 @@ class CheckpointModel(PreTrainedModel):
         """Whether nothing is asked for that needs transformers' own loading."""
         plain = device_map is None or str(device_map) == "cpu"
         plain = plain and torch.get_default_device().type == "cpu" and not getattr(config, "tie_word_embeddings", False)
-        return plain and all(key in _NO_OPTIONS for key in kwargs) and can_map(folder, source)
+        return plain and not kwargs and can_map(folder, source)
 
     @staticmethod
     def _load_mapped(model: Any, folder: Path, source: str | os.PathLike[str], dtype: torch.dtype | None) -> Any:
@@ -285,15 +306,6 @@ class CheckpointModel(PreTrainedModel):
         model_args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Self:
-        max_memory = kwargs.pop("max_memory", None)
-        if "attn_implementation" in kwargs:
-            config._attn_implementation = kwargs.pop("attn_implementation")
-        strangers = sorted(key for key in kwargs if key not in _NO_OPTIONS)
-        if strangers:
-            raise ValueError(
-                f"{cls.__name__}.from_pretrained cannot use {', '.join(strangers)} with {form.name} weights: "
-                "convert them first (dalle-torch convert SOURCE DEST)"
-            )
         if form.absent:
             config.absent_modules = list(form.absent)
         model = cls._on_meta(config, *model_args)
@@ -301,7 +313,7 @@ class CheckpointModel(PreTrainedModel):
         check_weights(model, stored, source)
         if dtype is None:
             dtype = parse_dtype(getattr(config, "dtype", None)) or main_dtype(stored)
-        devices = place_modules(model, device_map, max_memory, dtype)
+        devices = place_modules(model, device_map, kwargs.get("max_memory"), dtype)
         fill(model, form.tensors(folder, model.config), dtype, devices)
         fill_other_buffers(model, devices)
         model.config.dtype = dtype

@@ -177,7 +177,14 @@ class DallePipeline:
         return self
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write all parts into one folder that `from_pretrained` reads: safetensors and JSON, the VQGAN in `vqgan/`."""
+        """Write all parts into one folder that `from_pretrained` reads: safetensors and JSON, the VQGAN in `vqgan/`.
+
+        Each file is written whole or not at all.
+
+        Raises:
+            ValueError: the model is packed (see `pack`); nothing is written then.
+            OSError: the folder cannot be written.
+        """
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         self.vqgan.save_pretrained(os.path.join(folder, "vqgan"))

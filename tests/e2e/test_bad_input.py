@@ -118,6 +118,32 @@ def test_another_type_of_model(refused, model, tmp_path):
     assert "bert" in refused("a", "--model", folder)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"image_length": "x"}, ["image_length", "expected int", "'x'"]),
+        ({"ln_type": None}, ["ln_type"]),
+        ({"dropout": "a"}, ["dropout", "'a'"]),
+        ({"use_glu": "yes"}, ["use_glu", "'yes'"]),
+        ({"d_model": 2**40}, [f"d_model={2**40}", "at most 65536"]),
+        ({"encoder_layers": 2_000_000}, ["encoder_layers=2000000", "at most 1000"]),
+    ],
+)
+def test_a_configuration_with_impossible_values(refused, model, tmp_path, options, words):
+    folder = copied(model, tmp_path)
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | options))
+    line = refused("a", "--model", folder)
+    assert all(word in line for word in [str(folder), *words]), line
+
+
+def test_a_configuration_of_the_vqgan_with_impossible_values(refused, model, tmp_path):
+    folder = copied(model, tmp_path)
+    config = folder / "vqgan" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"ch": "a"}))
+    assert "Field 'ch' expected int" in refused("a", "--model", folder)
+
+
 def test_a_vqgan_with_too_small_a_codebook(refused, model, tmp_path):
     tiny_vqgan(n_embed=4).save_pretrained(tmp_path / "small")
     # A vocabulary that exceeds the codebook by more than special tokens would.

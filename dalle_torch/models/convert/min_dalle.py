@@ -73,7 +73,8 @@ def min_dalle_config(folder: Path, suffix: str = "") -> DalleBartConfig:
     if heads is None:
         raise CheckpointError(
             f"{folder} holds {layers[0]} + {layers[1]} layers of width {width}, which is neither DALL·E Mini nor Mega, "
-            "and the number of heads cannot be told from weights: pass config=DalleBartConfig(...) (--config FILE)"
+            "and the number of heads cannot be told from weights: pass config=DalleBartConfig(...), or write a folder "
+            "that has a configuration by dalle-torch convert SOURCE DEST --config FILE"
         )
     # Mega has unused rows after the codes, and uses the second of them where the start token takes the first.
     special = IMAGE_CODES + 1 if rows - 1 > IMAGE_CODES else None

@@ -131,6 +131,13 @@ def test_memory_that_ran_out_on_a_gpu_is_named():
     )
 
 
+def test_what_safetensors_cannot_write_is_told_in_its_words():
+    from safetensors import SafetensorError
+
+    message = "Error while serializing: I/O error: No space left on device (os error 28)"
+    assert describe(SafetensorError(message)) == message
+
+
 def test_torch_xla_stays_out_unless_asked_for(command, monkeypatch):
     command.run = staticmethod(lambda args: None)
     monkeypatch.delenv("USE_TORCH_XLA", raising=False)

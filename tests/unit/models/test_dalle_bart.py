@@ -41,12 +41,22 @@ def test_every_layout_learns_and_is_saved_whole(layout: str, ln_type: str, promp
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"use_deepnet_scaling": True}, {"use_subln_init": True, "ln_positions": "subln"}]
+    "options",
+    [
+        {},
+        {"use_deepnet_scaling": True},
+        {"use_subln_init": True, "ln_positions": "subln"},
+        {"use_head_scale": True, "use_swin_position_embeddings": True},
+    ],
 )
 def test_initial_standard_deviations(options: dict) -> None:
     model = small_model(d_model=256, encoder_ffn_dim=512, decoder_ffn_dim=512, init_std=0.02, use_bias=True, **options)
+    names = " ".join(name for name, _ in model.named_parameters())
+    assert ("head_scale" in names) == ("position_bias" in names) == ("use_head_scale" in options)
     for name, parameter in model.named_parameters():
-        if "norm" in name:
+        if name.endswith("head_scale"):
+            assert torch.all(parameter == 1), name
+        elif "norm" in name:
             assert torch.all(parameter == (1 if name.endswith("weight") else 0)), name
         elif name.endswith("bias"):
             assert not parameter.any(), name

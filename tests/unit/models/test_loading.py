@@ -17,7 +17,7 @@ from dalle_torch.models.configuration import DalleBartConfig, VQGANConfig
 from dalle_torch.models.convert.flax_dallebart import flax_entries
 from dalle_torch.models.dalle_bart import DalleBart
 from dalle_torch.models.vqgan import VQGAN
-from dalle_torch.storage import CheckpointError, sha256_of
+from dalle_torch.storage import CheckpointError
 from tests.helpers import GOLDENS
 from tests.unit.models.convert.flax_files import nest, pack_tree, unpack_tree
 
@@ -110,7 +110,7 @@ def test_a_dtype_that_is_none_is_refused(dtype: str | torch.dtype) -> None:
 def test_a_configuration_of_the_caller_and_single_values(model: DalleBart, tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     shutil.copyfile(GOLDEN / "flax_model.msgpack", tmp_path / "weights" / "flax_model.msgpack")
-    with pytest.raises(FileNotFoundError, match=r"has no config.json: pass config=DalleBartConfig\(...\)"):
+    with pytest.raises(FileNotFoundError, match=r"pass config=DalleBartConfig\(...\), or write .* --config FILE"):
         DalleBart.from_pretrained(tmp_path / "weights")
     config = DalleBartConfig.from_pretrained(GOLDEN)
     for given in (config, GOLDEN, GOLDEN / "config.json"):
@@ -120,8 +120,37 @@ def test_a_configuration_of_the_caller_and_single_values(model: DalleBart, tmp_p
     assert DalleBart.from_pretrained(GOLDEN, dropout=0.25).config.dropout == 0.25
     with pytest.raises(ValueError, match="config is a VQGANConfig, but DalleBart needs a DalleBartConfig"):
         DalleBart.from_pretrained(GOLDEN, config=VQGANConfig())
-    with pytest.raises(ValueError, match="cannot use temprature with Flax weights"):
-        DalleBart.from_pretrained(GOLDEN, temprature=1)
+
+
+def test_options_that_ask_for_nothing_change_nothing(model: DalleBart, saved: Path) -> None:
+    idle = {"force_download": False, "proxies": None, "use_safetensors": True, "attn_implementation": "sdpa"}
+    for source in (GOLDEN, saved):
+        assert same(DalleBart.from_pretrained(source, **idle, low_cpu_mem_usage=True), model)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "remedy"),
+    [
+        ("force_download", True, "force_download=True: remove the copy in the cache"),
+        ("proxies", {"https": "http://proxy"}, "HTTPS_PROXY"),
+        ("use_safetensors", False, "use_safetensors=False: safetensors are read where there are any"),
+        ("attn_implementation", "eager", "attn_implementation='eager': there is 'sdpa' alone"),
+        ("temprature", 1, "temprature: there is no such option"),
+    ],
+)
+def test_options_that_cannot_be_had_are_refused_for_every_format(
+    saved: Path, option: str, value: object, remedy: str
+) -> None:
+    for source in (GOLDEN, saved):
+        with pytest.raises(ValueError, match="DalleBart.from_pretrained cannot use ") as error:
+            DalleBart.from_pretrained(source, **{option: value})
+        assert remedy in str(error.value)
+
+
+def test_all_options_that_cannot_be_had_are_told_at_once() -> None:
+    message = "force_download=True: .*; x, y: .*; variant with Flax weights: convert them first"
+    with pytest.raises(ValueError, match=message):
+        DalleBart.from_pretrained(GOLDEN, y=1, variant="fp16", x=2, force_download=True)
 
 
 def test_loading_info_is_empty_when_all_is_well(saved: Path) -> None:
@@ -251,6 +280,68 @@ def test_a_broken_config_file(tmp_path: Path, content: str) -> None:
         DalleBart.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("model_class", "options", "words"),
+    [
+        (DalleBart, {"image_length": "x"}, ["image_length", "expected int", "'x'"]),
+        (DalleBart, {"ln_type": None}, ["ln_type", "None"]),
+        (DalleBart, {"dropout": "a"}, ["dropout", "'a'"]),
+        (DalleBart, {"use_glu": "yes"}, ["use_glu", "'yes'"]),
+        (DalleBart, {"dropout": float("nan")}, ["dropout=nan"]),
+        (DalleBart, {"d_model": 2**40}, [f"d_model={2**40} must be at most 65536"]),
+        (DalleBart, {"encoder_layers": 2_000_000}, ["encoder_layers=2000000 must be at most 1000"]),
+        (
+            DalleBart,
+            {"decoder_layers": 1001, "image_vocab_size": 10**9, "image_length": 10**9},
+            ["decoder_layers=1001", "image_vocab_size=1000000000", "at most 10000000", "image_length=1000000000"],
+        ),
+        (DalleBart, {"decoder_start_token_id": 41}, ["decoder_start_token_id=41", "image_vocab_size=40"]),
+        (DalleBart, {"tau_init": 0.0}, ["tau_init=0.0"]),
+        (DalleBart, {"init_std": -1.0}, ["init_std=-1.0"]),
+        (VQGAN, {"ch": "a"}, ["ch", "expected int", "'a'"]),
+        (VQGAN, {"pixel_range": [0.0]}, ["pixel_range=[0.0]"]),
+        (VQGAN, {"n_embed": 2**40, "resolution": 2**40}, [f"n_embed={2**40}", f"resolution={2**40}"]),
+        (VQGAN, {"ch_mult": [1] * 100_000}, ["ch_mult has 100000 levels", "at most 16"]),
+        (VQGAN, {"ch_mult": [1, 2**40]}, [f"ch_mult=(1, {2**40})", "1024"]),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_told_with_its_source(
+    tmp_path: Path, model_class: type, options: dict, words: list[str]
+) -> None:
+    source = GOLDEN if model_class is DalleBart else GOLDENS / "vqgan" / "flax"
+    folder = shutil.copytree(source, tmp_path / "source")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, **options}))
+    for given in ({}, {"config": folder}):
+        with pytest.raises(CheckpointError) as error:
+            model_class.from_pretrained(folder if not given else source, **given)
+        message = str(error.value)
+        assert message.startswith(f"{folder}: its configuration cannot be used: ")
+        assert "\n" not in message
+        assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("absent", [3, ["head"], [["encoder"]]])
+def test_absent_modules_that_are_no_part_of_the_model(absent: object) -> None:
+    config = DalleBartConfig.from_pretrained(GOLDEN)
+    config.absent_modules = absent
+    with pytest.raises(ValueError, match="absent_modules of the configuration names no part of the model"):
+        DalleBart.from_pretrained(GOLDEN, config=config)
+
+
+def test_the_largest_sizes_are_those_of_no_model() -> None:
+    # Sizes that DALL·E Mega's successors could have stay far below.
+    DalleBartConfig(encoder_layers=200, d_model=16_384, encoder_ffn_dim=65_536, image_length=4096)
+    VQGANConfig(ch=512, n_embed=1 << 18, resolution=4096)
+
+
+def test_a_number_that_no_number_can_be(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"d_model": ' + "9" * 5000 + "}")
+    shutil.copyfile(GOLDEN / "flax_model.msgpack", tmp_path / "flax_model.msgpack")
+    with pytest.raises(CheckpointError, match="config.json is not JSON"):
+        DalleBart.from_pretrained(tmp_path)
+
+
 def test_a_folder_without_weights_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"no weights that DalleBart can read .*it holds pytorch_model\.bin"):
@@ -264,158 +355,3 @@ def test_a_folder_without_weights_says_what_it_holds(tmp_path: Path) -> None:
 def test_pickles_are_read_for_those_who_trust_them_only() -> None:
     with pytest.raises(CheckpointError, match=r"encoder\.pt, decoder\.pt\), which are pickles .* trust_pickle=True"):
         DalleBart.from_pretrained(GOLDENS / "min-dalle")
-
-
-# --- Initialisation, buffers, places --------------------------------------------------------------------------------
-
-
-class Careless(DalleBart):
-    """Writes weights in place, and keeps buffers that no checkpoint holds."""
-
-    def __init__(self, config: DalleBartConfig) -> None:
-        super().__init__(config)
-        self.ramp = Ramp()
-        self.lm_head.register_buffer("scratch", torch.zeros(3), persistent=False)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        for parameter in module.parameters(recurse=False):
-            parameter.data.normal_()
-        if isinstance(module, Ramp):
-            module.values.copy_(torch.arange(4.0))
-
-
-class Ramp(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("values", torch.arange(4.0), persistent=False)
-
-
-def test_initialisation_never_touches_what_was_loaded(model: DalleBart) -> None:
-    loaded = Careless.from_pretrained(GOLDEN)
-    assert same(loaded, model)
-    assert torch.equal(loaded.ramp.values, torch.arange(4.0))
-    assert torch.equal(loaded.lm_head.scratch, torch.zeros(3))
-    assert not any(tensor.is_meta for tensor in (*loaded.parameters(), *loaded.buffers()))
-
-
-class InPlace(DalleBart):
-    """Writes weights in place, as many a model outside transformers does."""
-
-    def _init_weights(self, module: nn.Module) -> None:
-        for parameter in module.parameters(recurse=False):
-            parameter.data.normal_()
-
-
-def test_safetensors_are_not_initialised_again_either(model: DalleBart, saved: Path) -> None:
-    assert same(InPlace.from_pretrained(saved), model)
-
-
-@pytest.mark.parametrize("device_map", ["cpu", torch.device("cpu"), "auto", "sequential", {"": "cpu"}])
-def test_device_maps_on_one_device(model: DalleBart, saved: Path, device_map: object) -> None:
-    for source in (GOLDEN, saved):
-        found = DalleBart.from_pretrained(source, device_map=device_map, max_memory={"cpu": 10**9})
-        assert same(found, model)
-
-
-@pytest.mark.cuda
-def test_a_model_over_two_devices_computes_the_same(model: DalleBart) -> None:
-    ids = torch.arange(10).view(1, 10)
-    codes = torch.arange(8).view(1, 8)
-    places = {"encoder": 0, "decoder": "cpu", "lm_head": 0}
-    split = DalleBart.from_pretrained(GOLDEN, device_map=places)
-    assert split.hf_device_map == places
-    with torch.no_grad():
-        expected, found = (m(input_ids=ids, decoder_input_ids=codes).logits.cpu() for m in (model, split))
-    # Two kinds of device add up in different orders.
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-
-
-def test_places_that_cannot_be(model: DalleBart) -> None:
-    with pytest.raises(ValueError, match="device_map leaves a part of the model without a device"):
-        DalleBart.from_pretrained(GOLDEN, device_map={"encoder": "cpu"})
-    with pytest.raises(ValueError, match="cannot be offloaded to disk: convert them first"):
-        DalleBart.from_pretrained(GOLDEN, device_map="auto", max_memory={"cpu": 60_000})
-
-
-def peak() -> int:
-    """Highest use of memory since `/proc/self/clear_refs` was last written, in bytes."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-
-
-def test_a_large_checkpoint_is_held_once(tmp_path: Path) -> None:
-    # 100 MB, mostly in tables, so that building it is quick.
-    config = DalleBartConfig(
-        encoder_vocab_size=30_000, image_vocab_size=8_000, d_model=512, encoder_ffn_dim=512, decoder_ffn_dim=512,
-        encoder_layers=2, decoder_layers=2, encoder_attention_heads=8, decoder_attention_heads=8, use_glu=True,
-    )  # fmt: skip
-    with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in DalleBart(config).state_dict().items()}
-    generator = np.random.default_rng(0)
-    tree = {
-        entry.path: generator.random(shapes[ours][::-1] if entry.form == "kernel" else shapes[ours], np.float32)
-        for ours, entry in flax_entries(config).items()
-    }
-    config.save_pretrained(tmp_path)
-    (tmp_path / "flax_model.msgpack").write_bytes(pack_tree(nest(tree)))
-    total = float(sum(values.sum(dtype=np.float64) for values in tree.values()))
-    size = (tmp_path / "flax_model.msgpack").stat().st_size
-    assert size > 90 * 2**20
-    del tree
-    Path("/proc/self/clear_refs").write_text("5")
-    before = peak()
-    model = DalleBart.from_pretrained(tmp_path)
-    # The promise is 1.3 times; some of the 30 % goes to imports and the allocator here, as the file is small.
-    assert peak() - before < 1.3 * size
-    assert float(sum(tensor.double().sum() for tensor in model.state_dict().values())) == pytest.approx(total, rel=1e-6)
-
-
-def test_writing_into_loaded_weights_leaves_their_file_alone(model: DalleBart, saved: Path) -> None:
-    loaded = DalleBart.from_pretrained(saved)
-    before = sha256_of(saved / "model.safetensors")
-    with torch.no_grad():
-        for parameter in loaded.parameters():
-            parameter.add_(1.0)
-    assert sha256_of(saved / "model.safetensors") == before
-    loaded.save_pretrained(saved)
-    again = DalleBart.from_pretrained(saved).state_dict()
-    assert all(torch.equal(again[name], tensor + 1.0) for name, tensor in model.state_dict().items())
-
-
-def test_safetensors_whose_data_are_not_aligned_load(model: DalleBart, saved: Path) -> None:
-    path = saved / "model.safetensors"
-    raw = path.read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    # One space more puts every tensor on an odd address, as writers did before the format asked for alignment.
-    path.write_bytes((length + 1).to_bytes(8, "little") + raw[8 : 8 + length] + b" " + raw[8 + length :])
-    assert same(DalleBart.from_pretrained(saved), model)
-
-
-def test_embeddings_of_words_that_are_not_read_take_no_memory(tmp_path: Path) -> None:
-    smaps = Path("/proc/self/smaps")
-    if not smaps.is_file():
-        pytest.skip("only Linux tells which pages of a file are in memory")
-    wide = DalleBartConfig(
-        encoder_layers=1, decoder_layers=1, d_model=64, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=64, decoder_ffn_dim=64, encoder_vocab_size=100_000, image_vocab_size=64, image_length=16,
-    )  # fmt: skip
-    DalleBart(wide).save_pretrained(tmp_path)
-    loaded = DalleBart.from_pretrained(tmp_path)
-    loaded.encoder(torch.tensor([[0, 5, 2]]))
-    weight = loaded.encoder.embed_tokens.weight
-    assert resident_bytes(smaps, weight.data_ptr()) < weight.nbytes / 5
-    weight.sum()
-    assert resident_bytes(smaps, weight.data_ptr()) > weight.nbytes / 2
-
-
-def resident_bytes(smaps: Path, address: int) -> int:
-    """How much of the mapping that holds `address` is in memory."""
-    inside = False
-    for line in smaps.read_text().splitlines():
-        first = line.split(maxsplit=1)[0]
-        if "-" in first and not first.endswith(":"):
-            low, high = (int(part, 16) for part in first.split("-"))
-            inside = low <= address < high
-        elif inside and first == "Rss:":
-            return int(line.split()[1]) * 1024
-    raise AssertionError(f"{address:x} is in no mapping")
