@@ -106,10 +106,10 @@ def _print(report: "EncodeReport", folder: object) -> None:
             f"{report.samples:,} pictures in {report.shards} shards in {report.seconds:.1f} s: "
             f"{report.samples / seconds:.1f} images/s, {report.network_seconds / seconds:.0%} of the time in the VQGAN"
         )
-    for reason, count in sorted(report.skipped.items()):
-        print(f"skipped {count:,}: {reason}")
     state = "complete" if report.manifest.complete else "not complete yet: other hosts are at work, or still to come"
     print(f"{folder}: {report.manifest.samples:,} samples in {len(report.manifest.shards)} shards, {state}")
+    for reason, count in report.manifest.skipped.items():
+        print(f"skipped {count:,}: {reason}")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -150,11 +150,13 @@ class ShardFolder:
             folder = f"{self._root}/{RECORDS}"
             names = [Path(path).name for path in self.fs.ls(folder, detail=False)] if self.fs.isdir(folder) else []
             sizes = {Path(entry["name"]).name: entry["size"] for entry in self.fs.ls(self._root, detail=True)}
+            paths = sorted(f"{folder}/{name}" for name in names if name.endswith(".json") and name[0] != ".")
+            # All at once: there are as many as shards, and each may be a request of its own.
+            texts = self.fs.cat(paths, on_error="omit") if paths else {}
         found = {}
-        for name in sorted(name for name in names if name.endswith(".json") and not name.startswith(".")):
-            text = self._read(f"{RECORDS}/{name}")
+        for path in sorted(texts):
             try:
-                record = ShardRecord(**json.loads(text or ""))
+                record = ShardRecord(**json.loads(texts[path]))
             except (TypeError, ValueError):
                 continue
             if sizes.get(record.name) == record.bytes:
@@ -194,7 +196,7 @@ class ShardFolder:
         with _explained(self.url), TemporaryDirectory() as temporary:
             path = Path(temporary) / Path(name).name
             yield path
-            with readable(f"{self.url}/{name}"):
+            with readable(f"{self.url}/{name}", action="written"):
                 # Object stores show an upload when it is whole; they have no folders to be made.
                 self.fs.makedirs(str(Path(self._root, name).parent), exist_ok=True)
                 self.fs.put_file(str(path), f"{self._root}/{name}")

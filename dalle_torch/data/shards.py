@@ -171,11 +171,11 @@ def open_shard(url: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def readable(url: str, keep: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Whatever goes wrong inside with a file system becomes one line that names `url`.
+def readable(url: str, keep: tuple[type[Exception], ...] = (), action: str = "read") -> Iterator[None]:
+    """Whatever goes wrong inside with a file system becomes one line that names `url` and could not be `action`.
 
     File systems fail with exceptions of their own (a missing login, a bucket that is not there, a broken connection);
-    what they share is that `url` could not be read. Exceptions of the types in `keep` pass through as they are.
+    what they share is that `url` was not to be had. Exceptions of the types in `keep` pass through as they are.
     """
     try:
         yield
@@ -184,7 +184,7 @@ def readable(url: str, keep: tuple[type[Exception], ...] = ()) -> Iterator[None]
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{url} is not there") from error
     except PermissionError as error:
-        raise PermissionError(f"{url} may not be read: {_line(error)}") from error
+        raise PermissionError(f"{url} may not be {action}: {_line(error)}") from error
     except ImportError as error:
         raise ValueError(f"{url} needs a package that is not installed: {_line(error)}") from error
     except ValueError as error:
@@ -194,7 +194,7 @@ def readable(url: str, keep: tuple[type[Exception], ...] = ()) -> Iterator[None]
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.EISDIR, errno.ENOTDIR):
             raise OSError(f"{url} is not a file") from error
-        raise ConnectionError(f"{url} cannot be read: {type(error).__name__}: {_line(error)}") from error
+        raise ConnectionError(f"{url} cannot be {action}: {type(error).__name__}: {_line(error)}") from error
 
 
 def _line(error: BaseException) -> str:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 
+import fsspec
 import pytest
 
 from dalle_torch.cli.main import main
 from tests.shard_files import captioned, good_tar, read_tar, write_tar
 from tests.tiny_pipeline import save_tiny
+from tests.unit.data.test_shards import Bucket
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +50,13 @@ def test_shards_manifest_and_a_summary(model, tars, tmp_path, capsys, caplog):
     lines = captured.out.splitlines()
     assert lines[0].startswith("13 pictures in 4 shards in ") and lines[0].endswith("of the time in the VQGAN")
     assert "images/s" in lines[0]
-    assert lines[1:] == ["skipped 1: image_damaged", f"{tmp_path}/out: 13 samples in 4 shards, complete"]
+    summary = f"{tmp_path}/out: 13 samples in 4 shards, complete\nskipped 1: image_damaged\n"
+    assert captured.out.endswith(f"\n{summary}") and len(lines) == 3
     assert captured.err == ""
     assert set(read_tar(tmp_path / "out" / "0.tar")["00000"]) == {"txt", "npy", "json", "tokens.npy"}
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["samples"] == 13
     assert main(argv) == 0
-    assert capsys.readouterr().out == f"{tmp_path}/out: 13 samples in 4 shards, complete\n"
+    assert capsys.readouterr().out == summary
     assert "4 of 4 shards are there already" in caplog.text
 
 
@@ -79,6 +82,15 @@ def test_what_is_missing(model, tars, tmp_path, capsys):
     line = fails(capsys, *arguments(model, tars, out, "--tokenizer", str(tmp_path / "nothing")))
     assert line.startswith(f"{tmp_path}/nothing is not a folder here")
     assert not out.exists()
+
+
+def test_a_bucket_that_cannot_be_read_or_written(model, tars, tmp_path, capsys, monkeypatch):
+    fsspec.register_implementation("bucket", Bucket, clobber=True)
+    monkeypatch.setattr(Bucket, "failure", PermissionError("Forbidden"))
+    line = fails(capsys, *arguments(model, "bucket://b/*.tar", tmp_path / "out"))
+    assert line == "bucket://b/*.tar may not be read: Forbidden"
+    line = fails(capsys, *arguments(model, tars, "bucket://b/out"))
+    assert line == "bucket://b/out/.dalle_torch_write_test may not be written: Forbidden"
 
 
 def test_a_caption_key_that_does_not_exist(model, tars, tmp_path, capsys):

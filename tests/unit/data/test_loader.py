@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from dalle_torch.data import datasets
 from dalle_torch.data.datasets import evaluation_loaders, training_loader
 from dalle_torch.data.loader import merge_states
 from dalle_torch.data.text import TextEncoder
+from dalle_torch.data.worker import WorkerStream
 from tests.shard_files import CODEBOOK, CODES, flat, number_of_codes, token_parquet, token_tar
 from tests.tiny_pipeline import tiny_processor
 
@@ -175,6 +177,14 @@ def test_a_batch_is_what_the_model_takes(folder, text):
     ready = tiny_processor()([f"n{number}" for number in numbers(batch)])
     assert torch.equal(batch.input_ids, ready["input_ids"])
     assert torch.equal(batch.attention_mask, ready["attention_mask"])
+
+
+def test_workers_can_be_started_afresh(folder, text, expected):
+    """Where processes are not forked, what a worker does is sent to it."""
+    loader = make(folder, text)
+    stream = pickle.loads(pickle.dumps(WorkerStream(loader._work, loader._places)))
+    first = next(iter(stream))
+    assert [number_of_codes(row) for row in first.codes.tolist()] == expected[0]
 
 
 def test_captions_are_blanked_by_sample_and_epoch_alone(folder, text):

@@ -81,7 +81,7 @@ class Bucket(MemoryFileSystem):
     def info(self, *args, **kwargs):
         raise self.failure
 
-    exists = isdir = _open = ls = glob = info
+    exists = isdir = _open = ls = glob = makedirs = put_file = info
 
 
 @pytest.mark.parametrize(
