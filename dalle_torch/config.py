@@ -85,7 +85,7 @@ class DataConfig:
     """Streams that batches are put together from: the order of samples depends on it, and not on hosts and workers,
     which share the lanes. A multiple of the number of hosts, and a divisor of the batch size over all hosts."""
     workers: int = 2
-    """Processes of a host that read and tokenise; 0: the training process does. More than a host's lanes are idle."""
+    """Processes of a host that read and tokenise, no more than it has lanes; 0: the training process does."""
     shuffle_buffer: int = 8192
     """Samples over all lanes that are shuffled among each other, beside the order of shards; 0 keeps the order."""
     blank_caption_prob: float = 0.0

@@ -50,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from dalle_torch.cli._startup import import_models
+
+    import_models()
     from dalle_torch.data.encode import EncodeOptions, encode
     from dalle_torch.data.manifest import ShardFolder
     from dalle_torch.data.sources import check_captions, find_parts
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         host_count=args.host_count,
         caption_key=args.caption_key,
     )
-    # Cheap mistakes come to light before anything is loaded.
+    # Mistakes in names come to light before weights are loaded.
     parts = find_parts(args.inputs, args.caption_key, args.image_key, args.samples_per_shard)
     check_captions(parts[0])
     folder = ShardFolder(args.output)

@@ -9,6 +9,7 @@ Owns: the order of work, resuming, the bound on bad samples, progress. Does not 
 
 import hashlib
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,8 @@ from dalle_torch.data.decoding import Decoder, Outcome, decoded
 from dalle_torch.data.encode_progress import EncodeProgress
 from dalle_torch.data.images import MAX_PIXELS, PILLOW_MAX_PIXELS
 from dalle_torch.data.manifest import MANIFEST, Manifest, Settings, ShardFolder, ShardRecord
-from dalle_torch.data.sources import Part, Skip
+from dalle_torch.data.shards import same_place
+from dalle_torch.data.sources import SHARD_DAMAGED, Part, Skip, TarPart
 from dalle_torch.data.text import TextEncoder
 from dalle_torch.data.token_shard import PicturedSample, TokenShardWriter
 from dalle_torch.log import get_logger
@@ -42,7 +44,7 @@ class EncodeOptions:
     """How the work is done; none of it shows in the shards, but for `caption_key`."""
 
     batch_size: int = 32
-    """Pictures that go through the network together; smaller remainders are filled up, so that shapes never change."""
+    """Pictures that go through the network together."""
     threads: int = 4
     """Threads that decode pictures."""
     max_pixels: int = MAX_PIXELS
@@ -130,6 +132,7 @@ def encode(
             that were committed stay.
     """
     settings = make_settings(vqgan, text, options.caption_key)
+    _check_apart(parts, folder)
     folder.check_writable()
     records = _begin(folder, settings, parts)
     mine = list(parts)[options.host_index :: options.host_count]
@@ -138,7 +141,7 @@ def encode(
     for part in mine:
         if record := records.get(f"{part.name}.tar"):
             report.kept += 1
-            ratio.add(record.samples, record.skipped_count)
+            ratio.add(record)
     todo = [part for part in mine if f"{part.name}.tar" not in records]
     if report.kept:
         logger.info("%d of %d shards are there already", report.kept, len(mine))
@@ -180,11 +183,18 @@ def _encode_parts(
             folder.clean(name)
             with folder.writing(name) as path:
                 record = _encode_part(part, outcomes, path, vqgan, options.batch_size, report, shown)
-                ratio.add(record.samples, record.skipped_count)
+                ratio.add(record)
                 ratio.check(last=part is todo[-1])
             folder.write_record(record)
             report.shards += 1
             shown.finish(part)
+
+
+def _check_apart(parts: Sequence[Part], folder: ShardFolder) -> None:
+    """Raises ValueError where a shard would take the place of the file that it is made from."""
+    for part in parts:
+        if isinstance(part, TarPart) and same_place(part.shard.url, f"{folder}/{part.name}.tar"):
+            raise ValueError(f"{folder} holds the input, which the shards would replace. Name another folder for them")
 
 
 def _begin(folder: ShardFolder, settings: Settings, parts: Sequence[Part]) -> dict[str, ShardRecord]:
@@ -243,7 +253,8 @@ def _batches(
     for item in outcomes:
         if isinstance(item, Skip):
             skipped.setdefault(item.reason, []).append(item.key)
-            logger.debug("%s: %s is left out: %s %s", part.source, item.key, item.reason, item.detail)
+            level = logging.WARNING if item.reason == SHARD_DAMAGED else logging.DEBUG
+            logger.log(level, "%s: %s is left out: %s %s", part.source, item.key, item.reason, item.detail)
             continue
         if item is not None:
             batch.append(item)
@@ -255,10 +266,12 @@ def _batches(
 
 
 def _codes(vqgan: VQGAN, batch: Sequence[PicturedSample], batch_size: int, report: EncodeReport) -> np.ndarray:
-    """Codes [B, T] of the batch, which is filled up with its last picture, so that shapes never change."""
+    """Codes [B, T] of the batch."""
     started = time.monotonic()
     pictures = [item.picture for item in batch]
-    pictures += [pictures[-1]] * (batch_size - len(pictures))
+    if vqgan.device.type != "cpu":
+        # Compilers see one shape alone, and a picture's codes do not depend on how many others there are.
+        pictures += [pictures[-1]] * (batch_size - len(pictures))
     pixels = vqgan.bytes_to_pixels(torch.from_numpy(np.stack(pictures)).to(vqgan.device))
     codes = vqgan.encode(pixels.contiguous(memory_format=torch.channels_last)).cpu().numpy()[: len(batch)]
     report.network_seconds += time.monotonic() - started
@@ -270,17 +283,20 @@ class _BadRatio:
 
     def __init__(self, bound: float) -> None:
         self.bound = bound
-        self.good = self.bad = 0
+        self.good = 0
+        self.bad: Counter[str] = Counter()
 
-    def add(self, good: int, bad: int) -> None:
-        self.good += good
-        self.bad += bad
+    def add(self, record: ShardRecord) -> None:
+        self.good += record.samples
+        self.bad.update({reason: len(keys) for reason, keys in record.skipped.items()})
 
     def check(self, *, last: bool) -> None:
-        seen = self.good + self.bad
-        if self.bad > self.bound * (seen if last else max(seen, BAD_SAMPLES_GRACE)):
+        bad = self.bad.total()
+        seen = self.good + bad
+        if bad > self.bound * (seen if last else max(seen, BAD_SAMPLES_GRACE)):
+            reasons = ", ".join(f"{reason}: {count:,}" for reason, count in self.bad.most_common())
             raise ValueError(
-                f"{self.bad:,} of {seen:,} samples ({self.bad / seen:.1%}) cannot be used, more than "
+                f"{bad:,} of {seen:,} samples ({bad / seen:.1%}) cannot be used ({reasons}), more than "
                 f"max_bad_fraction={self.bound:g} allows; shards before this one stay, and records/*.json name the "
                 "samples (DALLE_TORCH_LOG=debug prints each)"
             )

@@ -27,6 +27,7 @@ class EncodeProgress:
         self._images = 0
         self._bar = progress(total=int(self._total), desc="encoding", unit="B")
         self._bar.bar_format = "{desc} {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left{postfix}"
+        self._bar.refresh()
 
     def __enter__(self) -> Self:
         return self
@@ -40,8 +41,10 @@ class EncodeProgress:
         now = time.monotonic()
         spent = max(now - self._started, 1e-9)
         done = self._done + min(part.position, part.weight)
-        speed = f"{self._finished} of {len(self._parts)} shards, {self._images:,} images, " \
-                f"{self._images / spent:.1f} images/s"  # fmt: skip
+        images_a_second = self._images / spent
+        speed = (
+            f"{self._finished} of {len(self._parts)} shards, {self._images:,} images, {images_a_second:.1f} images/s"
+        )
         self._bar.set_postfix_str(speed, refresh=False)
         self._bar.update(int(done) - self._bar.n)
         if self._bar.disable and now - self._reported > REPORT_SECONDS and done:
@@ -52,3 +55,4 @@ class EncodeProgress:
     def finish(self, part: Part) -> None:
         self._finished += 1
         self._done += part.weight
+        self._bar.refresh()

@@ -100,9 +100,12 @@ class Lane:
             usable, began = 0, position
             left_out = Tally()
             for item, blank, after in self._epoch(epoch, position):
-                usable += not (item.bad or item.filtered)
-                left_out.bad.update([item.bad] if item.bad else [])
-                left_out.filtered.update([item.filtered] if item.filtered else [])
+                if item.bad:
+                    left_out.bad[item.bad] += 1
+                elif item.filtered:
+                    left_out.filtered[item.filtered] += 1
+                else:
+                    usable += 1
                 yield item, blank, Place(epoch, after)
             if self.epochs is None and not usable and not began:
                 size = self.plan.lane_size(self.lane)

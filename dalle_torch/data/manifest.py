@@ -69,10 +69,6 @@ class ShardRecord:
     offsets: list[int] = field(default_factory=list)
     """Bytes at which sample 0, `token_shard.OFFSET_STRIDE`, twice that and so on begin."""
 
-    @property
-    def skipped_count(self) -> int:
-        return sum(len(keys) for keys in self.skipped.values())
-
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -147,10 +143,8 @@ class ShardFolder:
         """Committed shards by name; a record whose shard is not there with its size does not count."""
         with readable(self.url):
             self.fs.invalidate_cache()
-            folder = f"{self._root}/{RECORDS}"
-            names = [Path(path).name for path in self.fs.ls(folder, detail=False)] if self.fs.isdir(folder) else []
-            sizes = {Path(entry["name"]).name: entry["size"] for entry in self.fs.ls(self._root, detail=True)}
-            paths = sorted(f"{folder}/{name}" for name in names if name.endswith(".json") and name[0] != ".")
+            names, sizes = self._sizes(f"{self._root}/{RECORDS}"), self._sizes(self._root)
+            paths = [f"{self._root}/{RECORDS}/{name}" for name in names if name.endswith(".json") and name[0] != "."]
             # All at once: there are as many as shards, and each may be a request of its own.
             texts = self.fs.cat(paths, on_error="omit") if paths else {}
         found = {}
@@ -219,6 +213,13 @@ class ShardFolder:
             (folder / RECORDS).mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=folder, prefix=".tmp-"):
                 pass
+
+    def _sizes(self, folder: str) -> dict[str, int]:
+        """Name -> bytes of what lies in a folder, which object stores do not have while it is empty."""
+        try:
+            return {Path(entry["name"]).name: entry["size"] for entry in self.fs.ls(folder, detail=True)}
+        except FileNotFoundError:
+            return {}
 
     def _read(self, name: str) -> str | None:
         with readable(f"{self.url}/{name}"):

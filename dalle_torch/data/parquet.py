@@ -65,5 +65,13 @@ def check_columns(parquet: Any, columns: Sequence[str], url: str) -> None:
         raise ValueError(f"{url} has no column {' and no '.join(missing)}; it has: {', '.join(names)}")
 
 
+def plain_columns(parquet: Any) -> list[str]:
+    """Names of the columns of numbers, truth values and strings."""
+    from pyarrow import types
+
+    kinds = (types.is_integer, types.is_floating, types.is_boolean, types.is_string)
+    return [column.name for column in parquet.schema_arrow if any(kind(column.type) for kind in kinds)]
+
+
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__

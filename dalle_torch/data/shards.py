@@ -156,6 +156,14 @@ def file_system(url: str) -> tuple[Any, str]:
     return fs, str(path)
 
 
+def same_place(first: str, second: str) -> bool:
+    """Whether two paths or URLs lead to the same file; neither need be there."""
+    (system, path), (other, other_path) = file_system(first), file_system(second)
+    if is_remote(first) or is_remote(second):
+        return type(system) is type(other) and path == other_path
+    return os.path.realpath(path) == os.path.realpath(other_path)
+
+
 @contextmanager
 def open_shard(url: str) -> Iterator[BinaryIO]:
     """The file's bytes.

@@ -24,7 +24,7 @@ from dalle_torch.data.captions import (
     safe_key,
 )
 from dalle_torch.data.images import EXTENSIONS, MAX_BYTES
-from dalle_torch.data.parquet import ParquetDamage, check_columns, opened_parquet, row_batches
+from dalle_torch.data.parquet import ParquetDamage, check_columns, opened_parquet, plain_columns, row_batches
 from dalle_torch.data.shards import Shard, file_system, find_shards, open_shard, readable
 from dalle_torch.data.tar import DUPLICATE, TOO_LARGE, TarDamage, TarReader
 
@@ -227,14 +227,10 @@ class ParquetPart:
 
     def _columns(self, parquet: Any) -> tuple[str, list[str]]:
         """The column of the captions, and those with plain values."""
-        import pyarrow.types as types
-
-        schema = parquet.schema_arrow
-        caption = self.caption_key or next((name for name in CAPTION_KEYS if name in schema.names), CAPTION_KEYS[0])
+        names = parquet.schema_arrow.names
+        caption = self.caption_key or next((name for name in CAPTION_KEYS if name in names), CAPTION_KEYS[0])
         check_columns(parquet, [self.image_key, caption], self.shard.url)
-        kinds = (types.is_integer, types.is_floating, types.is_boolean, types.is_string)
-        plain = [column.name for column in schema if any(kind(column.type) for kind in kinds)]
-        return caption, [name for name in plain if name not in (self.image_key, caption)]
+        return caption, [name for name in plain_columns(parquet) if name not in (self.image_key, caption)]
 
     def _sample(self, row: int, values: dict[str, Any], caption_key: str) -> RawSample | Skip:
         key = f"{row:09d}"

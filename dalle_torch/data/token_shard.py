@@ -12,12 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from dalle_torch.data.sources import RawSample
-from dalle_torch.data.text import TextEncoder
+if TYPE_CHECKING:
+    from dalle_torch.data.sources import RawSample
+    from dalle_torch.data.text import TextEncoder
 
 CODES: Final = "npy"
 """Member with the codes, uint16 [T]."""
@@ -94,7 +95,9 @@ class TokenShardWriter:
             self._writer.write({"__key__": item.key, CODES: to_npy(row.astype(np.uint16)), **item.members})
 
 
-def text_members(sample: RawSample, source: str, size: tuple[int, int], text: TextEncoder | None) -> dict[str, bytes]:
+def text_members(
+    sample: "RawSample", source: str, size: tuple[int, int], text: "TextEncoder | None"
+) -> dict[str, bytes]:
     """The members of a sample beside its codes.
 
     Args:

@@ -117,7 +117,9 @@ def test_a_folder_made_otherwise(model, tars, tmp_path, capsys):
 def test_too_many_bad_samples(model, tars, tmp_path, capsys):
     write_tar(tars / "3.tar", [(str(n), captioned(n, jpg=b"junk")) for n in range(4)])
     line = fails(capsys, *arguments(model, tars, tmp_path / "out", "--max-bad-fraction", "0.2"))
-    assert line.startswith("4 of 16 samples (25.0%) cannot be used, more than max_bad_fraction=0.2 allows")
+    assert line.startswith(
+        "4 of 16 samples (25.0%) cannot be used (image_damaged: 4), more than max_bad_fraction=0.2 allows"
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,21 @@
 import errno
 import io
 import json
+import logging
+import re
+import sys
 import threading
+from typing import ClassVar
 
+import fsspec
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from dalle_torch.data import encode as encode_module
+from dalle_torch.data import encode_progress
 from dalle_torch.data.encode import EncodeOptions, encode, fingerprint
 from dalle_torch.data.images import DAMAGED
 from dalle_torch.data.images import TOO_LARGE as IMAGE_TOO_LARGE
@@ -212,16 +219,33 @@ def test_hosts_share_a_folder_and_write_no_shard_twice(tars, tmp_path, vqgan):
     assert (idle.shards, idle.kept) == (0, 0)
 
 
-def test_behind_a_url(tars, tmp_path, vqgan):
-    import fsspec
+class ObjectStore(MemoryFileSystem):
+    """Has no folders but those that files lie in."""
 
-    root = f"memory://{tmp_path.name}/out"
+    protocol = "objects"
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("objects://", "memory://"))
+
+    def makedirs(self, path, exist_ok=False):
+        pass
+
+    mkdir = makedirs
+
+
+@pytest.mark.parametrize("kind", ["memory", "objects"])
+def test_behind_a_url(kind, tars, tmp_path, vqgan):
+    fsspec.register_implementation("objects", ObjectStore, clobber=True)
+    root = f"{kind}://{tmp_path.name}/out"
     parts = find_parts([str(path) for path in tars], None, "image", 4)
     options = EncodeOptions(batch_size=3, threads=2)
     report = encode(parts, ShardFolder(root), vqgan, None, options)
     assert report.manifest.samples == 12
     run(tars, tmp_path / "local", vqgan)
-    system = fsspec.filesystem("memory")
+    system = fsspec.filesystem(kind)
     for name in files(tmp_path / "local"):
         assert system.cat_file(f"/{tmp_path.name}/out/{name}") == (tmp_path / "local" / name).read_bytes()
     assert encode(parts, ShardFolder(root), vqgan, None, options).kept == 3
@@ -248,6 +272,16 @@ def test_a_folder_takes_no_shards_made_otherwise(tars, tmp_path, vqgan):
     assert moved.is_file() and files(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("name", ["in", "in/../in/", "link", "file://{}/in"])
+def test_the_input_is_not_replaced(name, tars, tmp_path, vqgan):
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    before = tars[0].read_bytes()
+    output = name.format(tmp_path) if "{}" in name else f"{tmp_path}/{name}"
+    with pytest.raises(ValueError, match="holds the input, which the shards would replace"):
+        run(tars, output, vqgan)
+    assert files(tmp_path / "in") == ["0.tar", "1.tar", "2.tar"] and tars[0].read_bytes() == before
+
+
 def test_other_input_of_the_same_names_is_refused(tmp_path, vqgan):
     for number in range(8):
         path = tmp_path / "p" / f"{number}.png"
@@ -265,7 +299,9 @@ def test_other_input_of_the_same_names_is_refused(tmp_path, vqgan):
 def test_too_many_bad_samples_end_the_run_before_the_shard_is_committed(tmp_path, vqgan, monkeypatch):
     good_tar(tmp_path / "in" / "0.tar", 4)
     write_tar(tmp_path / "in" / "1.tar", [(str(n), captioned(n, jpg=b"junk")) for n in range(4)])
-    with pytest.raises(ValueError, match=r"4 of 8 samples \(50.0%\) cannot be used, more than max_bad_fraction=0.4"):
+    with pytest.raises(
+        ValueError, match=r"4 of 8 samples \(50.0%\) cannot be used \(image_damaged: 4\), more than max_bad_fr"
+    ):
         run([tmp_path / "in"], tmp_path / "out", vqgan, max_bad_fraction=0.4)
     assert [name for name in files(tmp_path / "out") if name.endswith(".tar")] == ["0.tar"]
     monkeypatch.setattr(encode_module, "BAD_SAMPLES_GRACE", 4)
@@ -292,6 +328,23 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(where, tars, tm
     with pytest.raises(OSError, match=f"cannot write to {tmp_path}/out: No space left on device"):
         run(tars, tmp_path / "out", vqgan)
     assert [name for name in files(tmp_path / "out") if "tar" in name] == ["0.tar", "records/0.tar.json"]
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(tars, tmp_path, vqgan, monkeypatch, caplog):
+    monkeypatch.setattr(encode_progress, "REPORT_SECONDS", 0.0)
+    with caplog.at_level(logging.INFO, logger="dalle_torch"):
+        run(tars, tmp_path / "out", vqgan)
+    lines = [record.message for record in caplog.records]
+    assert re.fullmatch(r"0 of 3 shards, 3 images, \d+\.\d images/s, about \d+ s left", lines[0])
+    assert lines[-1].startswith("2 of 3 shards, 12 images, ")
+
+
+def test_progress_on_a_terminal_is_a_bar(tars, tmp_path, vqgan, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    run(tars, tmp_path / "out", vqgan)
+    shown = capsys.readouterr().err
+    assert re.search(r"encoding +0%\|.*\| 00:00 so far, \? left", shown)
+    assert re.search(r"encoding +\d+%\|.* left, 2 of 3 shards, 12 images, \d+\.\d images/s", shown)
 
 
 @pytest.mark.parametrize(

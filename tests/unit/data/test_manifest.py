@@ -68,3 +68,20 @@ def test_a_manifest_survives_the_way_through_json():
     one = ShardRecord(name="ä.tar", source="s", samples=0, bytes=1, sha256="", skipped={"x": ["\ud800"]})
     manifest = Manifest(settings=SETTINGS, shards=[one], complete=True)
     assert Manifest.from_json(manifest.to_json(), "here") == manifest
+
+
+def test_of_hosts_that_finish_at_once_the_last_manifest_is_whole(folder, tmp_path, monkeypatch):
+    other, names = ShardFolder(str(tmp_path)), ["0.tar", "1.tar", "2.tar"]
+    write, turns = ShardFolder.write_text, []
+
+    def interleaved(self, name, text):
+        if self is folder and not turns:
+            # Between this host's look at the records and its manifest.
+            turns.append(1)
+            other.write_record(record(tmp_path, "2.tar"))
+            assert other.write_manifest(SETTINGS, names).complete
+        write(self, name, text)
+
+    monkeypatch.setattr(ShardFolder, "write_text", interleaved)
+    assert folder.write_manifest(SETTINGS, names).complete
+    assert [shard.name for shard in other.manifest().shards] == names
