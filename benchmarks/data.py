@@ -113,12 +113,13 @@ def write_shards(folder: Path, texts: list[str], text: "TextEncoder") -> None:  
 
 def make_loader(folder: Path, text: "TextEncoder") -> "TokenLoader":  # noqa: F821
     from dalle_torch.config import DataConfig
-    from dalle_torch.data.datasets import training_loader
+    from dalle_torch.data.datasets import TokenData
 
     config = DataConfig(train=[str(folder)], workers=0, lanes=8, shuffle_buffer=8192, blank_caption_prob=0.1)
-    return training_loader(
-        config, text, image_length=IMAGE_LENGTH, codebook_size=CODEBOOK, batch_size=BATCH, host_index=0, host_count=1
-    )
+    data = TokenData(
+        config=config, text=text, image_length=IMAGE_LENGTH, codebook_size=CODEBOOK, batch_size=BATCH
+    )  # fmt: skip
+    return data.training_loader()
 
 
 def samples_a_second(loader: "TokenLoader", samples: int) -> float:  # noqa: F821

@@ -108,9 +108,11 @@ class TokenLoader:
         return -(-longest // self.rows)
 
     def __iter__(self) -> Iterator[TokenBatch]:
-        """Raises:
-        OSError: a shard cannot be read.
-        ValueError: too many samples are bad, or a lane has none.
+        """Batches of this host, each with the same number of rows.
+
+        Raises:
+            OSError: a shard cannot be read.
+            ValueError: too many samples are bad, or a lane has none.
         """
         if self.epochs is not None:
             self._places = {lane: Place(0, 0) for lane in self.lanes}

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dalle_torch.config import DataConfig
-from dalle_torch.data import datasets
-from dalle_torch.data.datasets import evaluation_loaders, training_loader
+from dalle_torch.data.datasets import TokenData
 from dalle_torch.data.loader import merge_states
 from dalle_torch.data.text import TextEncoder
 from dalle_torch.data.worker import WorkerStream
@@ -47,9 +46,12 @@ def folder(tmp_path_factory):
 def make(folder, text, batch_size=8, host=(0, 1), **options):
     options = {"train": [str(folder)], "lanes": 8, "workers": 0, "shuffle_buffer": 80} | options
     index, count = host
-    return training_loader(
-        DataConfig(**options), text, batch_size=batch_size, host_index=index, host_count=count, **MODEL
-    )
+    config = DataConfig(**options)
+    return make_data(config, text, batch_size=batch_size, host_index=index, host_count=count).training_loader()
+
+
+def make_data(config, text, batch_size=8, **host):
+    return TokenData(config=config, text=text, batch_size=batch_size, **MODEL, **host)
 
 
 def numbers(batch):
@@ -218,7 +220,7 @@ def test_evaluation_reads_each_set_once_in_as_many_batches_on_every_host(hosts, 
     config = DataConfig(evaluation={"all": [str(folder)], "small": [str(tmp_path)]}, lanes=4, workers=workers)
     for _ in range(2):
         of_hosts = [
-            evaluation_loaders(config, text, batch_size=12, host_index=index, host_count=hosts, **MODEL)
+            make_data(config, text, 12, host_index=index, host_count=hosts).evaluation_loaders()
             for index in range(hosts)
         ]
         for name, size, steps in (("all", TOTAL, 6), ("small", 5, 1)):
@@ -234,7 +236,7 @@ def test_evaluation_reads_each_set_once_in_as_many_batches_on_every_host(hosts, 
 
 def test_an_evaluation_that_is_broken_off_begins_anew(folder, text):
     config = DataConfig(evaluation={"all": [str(folder)]}, lanes=4, workers=0)
-    loader = evaluation_loaders(config, text, batch_size=8, **MODEL)["all"]
+    loader = make_data(config, text).evaluation_loaders()["all"]
     first = take(loader, 3)
     assert take(loader, 3) == first
 
@@ -296,4 +298,4 @@ def test_no_shards_at_all(tmp_path, text):
     token_tar(tmp_path / "empty.tar", [])
     with pytest.raises(ValueError, match="1 shards, of which the first is .*empty.tar, have no sample"):
         make(tmp_path, text)
-    assert datasets.evaluation_loaders(DataConfig(), text, batch_size=8, **MODEL) == {}
+    assert make_data(DataConfig(), text).evaluation_loaders() == {}

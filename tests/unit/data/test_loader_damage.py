@@ -10,7 +10,7 @@ import pytest
 from dalle_torch.config import DataConfig
 from dalle_torch.data import loader as loader_module
 from dalle_torch.data import token_reader
-from dalle_torch.data.datasets import evaluation_loader, training_loader
+from dalle_torch.data.datasets import TokenData
 from dalle_torch.data.text import TextEncoder
 from dalle_torch.data.token_reader import read_npy
 from tests.shard_files import (
@@ -37,7 +37,7 @@ def text():
 
 def make(folder, text, batch_size=2, **options):
     options = {"train": [str(folder)], "lanes": 1, "workers": 0, "shuffle_buffer": 0, "max_bad_fraction": 1.0} | options
-    return training_loader(DataConfig(**options), text, batch_size=batch_size, **MODEL)
+    return TokenData(config=DataConfig(**options), text=text, batch_size=batch_size, **MODEL).training_loader()
 
 
 def rows(loader, count):
@@ -49,9 +49,16 @@ def rows(loader, count):
     return found
 
 
+def make_evaluation(folder, text, host=(0, 1), **options):
+    config = DataConfig(evaluation={"all": [str(folder)]}, workers=0, **options)
+    index, count = host
+    data = TokenData(config=config, text=text, batch_size=4, host_index=index, host_count=count, **MODEL)
+    return data.evaluation_loaders()["all"]
+
+
 def evaluate(folder, text, **options):
-    config = DataConfig(lanes=1, workers=0, **{"max_bad_fraction": 1.0} | options)
-    loader = evaluation_loader(str(folder), config, text, batch_size=4, **MODEL)
+    options = {"max_bad_fraction": 1.0, "lanes": 1} | options
+    loader = make_evaluation(folder, text, **options)
     found = [batch for batch in loader]
     valid = flat(batch.valid.tolist() for batch in found)
     numbers = flat([number_of_codes(row) for row in batch.labels.tolist()] for batch in found)
@@ -144,11 +151,7 @@ def test_a_damaged_tar_gives_what_it_has(kind, shuffle, tmp_path, text, caplog):
 
 def test_a_shard_that_was_damaged_after_it_was_counted_leaves_no_host_waiting(tmp_path, text):
     data = token_tar(tmp_path / "a.tar", range(16)).read_bytes()
-    config = DataConfig(lanes=4, workers=0, max_bad_fraction=1.0)
-    loaders = [
-        evaluation_loader(str(tmp_path), config, text, batch_size=4, host_index=index, host_count=2, **MODEL)
-        for index in range(2)
-    ]
+    loaders = [make_evaluation(tmp_path, text, (index, 2), lanes=4, max_bad_fraction=1.0) for index in range(2)]
     (tmp_path / "a.tar").write_bytes(data[: len(data) // 3])
     batches = [list(loader) for loader in loaders]
     assert [len(found) for found in batches] == [4, 4]
@@ -286,9 +289,8 @@ def test_tokens_in_shards_are_used_if_they_are_of_this_tokenizer(tmp_path, text)
         assert len(found) == good
         assert dict(loader.tally.bad) == ({} if good == 8 else {"tokens_malformed": 5})
     with pytest.raises(ValueError, match="holds pictures of 16 codes out of 20; the model wants 16 out of 19"):
-        training_loader(
-            DataConfig(train=[str(tmp_path)], lanes=1), text, image_length=16, codebook_size=19, batch_size=1
-        )
+        config = DataConfig(train=[str(tmp_path)], lanes=1)
+        TokenData(config=config, text=text, image_length=16, codebook_size=19, batch_size=1).training_loader()
 
 
 def test_a_file_system_that_fails_for_a_moment_is_asked_again(tmp_path, text, monkeypatch):
