@@ -160,7 +160,16 @@ class TokenLoader:
                 f"the state of the data lacks lanes {missing[0]} to {missing[-1]}: it comes from another host, or from "
                 "another number of hosts; put the states of all hosts together"
             )
-        self._places = {lane: Place(*(int(number) for number in places[str(lane)])) for lane in self.lanes}
+        self._places = {lane: self._place(lane, places[str(lane)]) for lane in self.lanes}
+
+    def _place(self, lane: int, value: Any) -> Place:
+        size = self.plan.lane_size(lane)
+        numbers = list(value) if isinstance(value, list | tuple) else []
+        if len(numbers) != 2 or any(type(number) is not int or number < 0 for number in numbers) or numbers[1] > size:
+            raise ValueError(
+                f"the state of the data has {value!r} for lane {lane}: [epoch, position up to {size}] is due"
+            )
+        return Place(*numbers)
 
     def _parts(self, streams: int) -> Iterator[Rows | Failure]:
         stream = WorkerStream(self._work, dict(self._places))

@@ -97,8 +97,11 @@ def _counted(
             yield TokenShard(shard.url, shard.size, _count_rows(shard, columns), True)
         elif (shard.folder, shard.name) in known:
             record, text = known[shard.folder, shard.name]
-            # Places in a file that has another size by now are places in another file.
-            offsets = tuple(record.offsets) if record.bytes == shard.size else ()
+            offsets = tuple(record.offsets)
+            if record.bytes != shard.size:
+                logger.warning("%s has %d bytes, and %d by its manifest", shard.url, shard.size, record.bytes)
+                # Places in another file.
+                offsets = ()
             yield TokenShard(shard.url, shard.size, record.samples, False, text, offsets)
         else:
             yield TokenShard(shard.url, shard.size, _count_tar(shard), False)

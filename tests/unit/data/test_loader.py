@@ -267,6 +267,9 @@ def test_a_state_of_other_data_is_refused(folder, tmp_path, text):
     ]:
         with pytest.raises(ValueError, match=message):
             other.load_state_dict(state)
+    for place in ([0], [0, 9], [-1, 0], [0, "1"], None, [0.0, 1]):
+        with pytest.raises(ValueError, match="for lane 5: \\[epoch, position up to 8\\] is due"):
+            make(folder, text).load_state_dict({**state, "places": {**state["places"], "5": place}})
     half = make(folder, text, host=(1, 2)).state_dict()
     with pytest.raises(ValueError, match="lacks lanes 0 to 3: it comes from another host"):
         make(folder, text).load_state_dict(half)

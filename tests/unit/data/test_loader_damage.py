@@ -263,7 +263,7 @@ def test_bad_samples_are_named_until_they_are_many(tmp_path, text, caplog):
     assert len(lines) < 30
 
 
-def test_tokens_in_shards_are_used_if_they_are_of_this_tokenizer(tmp_path, text):
+def test_tokens_in_shards_are_used_if_they_are_of_this_tokenizer(tmp_path, text, caplog):
     from dataclasses import asdict
 
     from dalle_torch.data.manifest import Settings, ShardFolder, ShardRecord
@@ -288,6 +288,10 @@ def test_tokens_in_shards_are_used_if_they_are_of_this_tokenizer(tmp_path, text)
         found, loader = evaluate(tmp_path, text)
         assert len(found) == good
         assert dict(loader.tally.bad) == ({} if good == 8 else {"tokens_malformed": 5})
+    with path.open("ab") as file:
+        file.write(bytes(512))
+    found, _ = evaluate(tmp_path, text)
+    assert len(found) == 8 and "a.tar has " in caplog.text and "by its manifest" in caplog.text
     with pytest.raises(ValueError, match="holds pictures of 16 codes out of 20; the model wants 16 out of 19"):
         config = DataConfig(train=[str(tmp_path)], lanes=1)
         TokenData(config=config, text=text, image_length=16, codebook_size=19, batch_size=1).training_loader()
