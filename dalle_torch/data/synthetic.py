@@ -21,6 +21,8 @@ from typing import Final, TypeVar
 
 import numpy as np
 
+from dalle_torch.data.hashing import splitmix
+
 _T = TypeVar("_T")
 
 IMAGE_SIZE: Final = 64
@@ -353,16 +355,8 @@ def _jitter(bound: int, u: float) -> int:
 def _uniform(seed: int, n: int, start: int) -> np.ndarray:
     """Numbers in [0, 1), [n, _DRAWS]: a hash (SplitMix64) of seed, index and column, so any index is at hand."""
     counter = np.arange(start * _DRAWS, (start + n) * _DRAWS, dtype=np.uint64).reshape(n, _DRAWS)
-    key = _splitmix(np.array(seed % 2**64, dtype=np.uint64))
-    return (_splitmix(counter ^ key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _splitmix(z: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        z = z + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+    key = splitmix(np.array(seed % 2**64, dtype=np.uint64))
+    return (splitmix(counter ^ key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _require(name: str, value: str | None, choices: Sequence[str] | dict, *, optional: bool = False) -> None:

@@ -205,10 +205,14 @@ class VQGAN(CheckpointModel):
         if not images:
             raise ValueError("images_to_pixels was given no image; pass at least one")
         side = (self.config.resolution, self.config.resolution)
-        squares = [ImageOps.fit(_to_rgb(image), side, method=Image.Resampling.LANCZOS) for image in images]
+        upright = [to_rgb(ImageOps.exif_transpose(image)) for image in images]
+        squares = [ImageOps.fit(image, side, method=Image.Resampling.LANCZOS) for image in upright]
+        return self.bytes_to_pixels(torch.from_numpy(np.stack([np.asarray(square) for square in squares])))
+
+    def bytes_to_pixels(self, pictures: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] to [B, 3, H, W] float32 in `config.pixel_range`, on the device where they are."""
         black, white = self.config.pixel_range
-        values = torch.from_numpy(np.stack([np.asarray(square) for square in squares]))
-        return rearrange(values, "b h w c -> b c h w").float().mul_((white - black) / 255).add_(black)
+        return rearrange(pictures, "b h w c -> b c h w").float().mul_((white - black) / 255).add_(black)
 
     def pixels_to_images(self, pixels: Tensor) -> list[Image.Image]:
         """Pictures [B, 3, H, W] or [3, H, W] in the network's own range to PIL images, clipped and rounded.
@@ -325,8 +329,12 @@ class VQGAN(CheckpointModel):
             raise ValueError(f"codes holds {wrong}; the codebook has n_embed={self.config.n_embed} entries, from 0")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode of Pillow's to RGB: transparency is laid over white, 16-bit values are scaled to 8 bits.
+
+    Raises:
+        ValueError: the mode has no conversion to RGB.
+    """
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
         # Mode "I" is what some readers make of 16-bit pictures, and others of 8-bit ones.

@@ -30,6 +30,8 @@ HOMES = {
     "torch_xla": ("parallel/",),
     "wandb": ("storage/", "tracking/"),
     "taming": ("models/vqgan.py",),
+    "webdataset": ("data/token_shard.py",),
+    "pyarrow": ("data/parquet.py",),
     "gradio": ("app/",),
     "fastapi": ("app/",),
     "uvicorn": ("app/",),

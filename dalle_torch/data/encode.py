@@ -1,0 +1,302 @@
+"""Captioned pictures to shards of VQGAN codes: the work behind `dalle-torch encode`.
+
+A reader thread walks through the parts of the input, a pool of threads decodes pictures, the calling thread runs the
+network and writes. Each part becomes one shard, committed by rename; a part that is interrupted is done again.
+
+Owns: the order of work, resuming, the bound on bad samples, progress. Does not own: reading (`sources`), decoding
+(`images`), the folder's format (`manifest`).
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from dalle_torch.data.decoding import Decoder, Outcome, decoded
+from dalle_torch.data.encode_progress import EncodeProgress
+from dalle_torch.data.images import MAX_PIXELS, PILLOW_MAX_PIXELS
+from dalle_torch.data.manifest import MANIFEST, Manifest, Settings, ShardFolder, ShardRecord
+from dalle_torch.data.shards import same_place
+from dalle_torch.data.sources import SHARD_DAMAGED, Part, Skip, TarPart
+from dalle_torch.data.text import TextEncoder
+from dalle_torch.data.token_shard import PicturedSample, TokenShardWriter
+from dalle_torch.log import get_logger
+from dalle_torch.models.vqgan import VQGAN
+from dalle_torch.storage import sha256_of
+
+logger = get_logger(__name__)
+
+BAD_SAMPLES_GRACE: Final = 1000
+"""Samples that are seen before too many bad ones among them end a run early."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeOptions:
+    """How the work is done; none of it shows in the shards, but for `caption_key`."""
+
+    batch_size: int = 32
+    """Pictures that go through the network together."""
+    threads: int = 4
+    """Threads that decode pictures."""
+    max_pixels: int = MAX_PIXELS
+    max_bad_fraction: float = 0.1
+    host_index: int = 0
+    host_count: int = 1
+    caption_key: str | None = None
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={getattr(self, name)} must be at least 1"
+            for name in ("batch_size", "threads", "max_pixels", "host_count")
+            if getattr(self, name) < 1
+        ]
+        if self.max_pixels > PILLOW_MAX_PIXELS:
+            problems.append(f"max_pixels={self.max_pixels} must be at most {PILLOW_MAX_PIXELS}")
+        if not 0 <= self.max_bad_fraction <= 1:
+            problems.append(f"max_bad_fraction={self.max_bad_fraction} must lie in [0, 1]")
+        if not 0 <= self.host_index < self.host_count:
+            problems.append(f"host_index={self.host_index} must lie in [0, {self.host_count})")
+        if problems:
+            raise ValueError("encode cannot start: " + "; ".join(problems))
+
+
+@dataclass
+class EncodeReport:
+    """What one host did."""
+
+    samples: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    network_seconds: float = 0.0
+    """Of `seconds`, those spent in the network, its transfers included."""
+    shards: int = 0
+    kept: int = 0
+    """Shards of this host that an earlier run had committed."""
+    manifest: Manifest | None = None
+
+
+def fingerprint(vqgan: VQGAN) -> str:
+    """SHA-256 over everything that decides which codes a network gives: its shape and the encoder's weights."""
+    config = vqgan.config
+    names = ("ch", "ch_mult", "num_res_blocks", "resolution", "attn_resolutions", "z_channels", "n_embed", "embed_dim",
+             "norm_groups", "quantizer", "pixel_range", "resamp_with_conv", "double_z")  # fmt: skip
+    digest = hashlib.sha256(json.dumps([getattr(config, name) for name in names]).encode())
+    for name, tensor in sorted(vqgan.state_dict().items()):
+        if not name.startswith(("decoder.", "post_quant_conv.")):
+            data = tensor.detach().to("cpu", torch.float32).contiguous()
+            digest.update(f"{name} {list(data.shape)}".encode() + data.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def make_settings(vqgan: VQGAN, text: TextEncoder | None, caption_key: str | None) -> Settings:
+    """What a folder records of the network and the tokenizer.
+
+    Raises:
+        ValueError: the codebook has more entries than shards can hold.
+    """
+    if vqgan.config.n_embed > 1 << 16:
+        raise ValueError(f"the VQGAN has n_embed={vqgan.config.n_embed} codes; shards hold numbers below 65536")
+    return Settings(
+        vqgan=fingerprint(vqgan),
+        resolution=vqgan.config.resolution,
+        image_length=vqgan.config.image_length,
+        codebook_size=vqgan.config.n_embed,
+        dtype=str(vqgan.dtype).removeprefix("torch."),
+        caption_key=caption_key,
+        text=None if text is None else text.fingerprint,
+    )
+
+
+def encode(
+    parts: Sequence[Part], folder: ShardFolder, vqgan: VQGAN, text: TextEncoder | None, options: EncodeOptions
+) -> EncodeReport:
+    """Encode this host's parts into `folder`; what is committed there already is kept.
+
+    Args:
+        parts: all parts of the input, in the same order on every host; host `i` of `n` takes those whose place is `i`
+            modulo `n`.
+        text: normalises and tokenises captions for the shards to hold; None leaves that to whoever reads them.
+
+    Raises:
+        OSError: the input cannot be read or the folder cannot be written.
+        ValueError: the folder was made with other settings or from other input, or too many samples are bad. Shards
+            that were committed stay.
+    """
+    settings = make_settings(vqgan, text, options.caption_key)
+    _check_apart(parts, folder)
+    folder.check_writable()
+    records = _begin(folder, settings, parts)
+    mine = list(parts)[options.host_index :: options.host_count]
+    report = EncodeReport()
+    ratio = _BadRatio(options.max_bad_fraction)
+    for part in mine:
+        if record := records.get(f"{part.name}.tar"):
+            report.kept += 1
+            ratio.add(record)
+    todo = [part for part in mine if f"{part.name}.tar" not in records]
+    if report.kept:
+        logger.info("%d of %d shards are there already", report.kept, len(mine))
+    expected = [f"{part.name}.tar" for part in parts]
+    started = time.monotonic()
+    try:
+        _encode_parts(
+            todo,
+            folder,
+            vqgan,
+            Decoder(resolution=vqgan.config.resolution, max_pixels=options.max_pixels, text=text),
+            options,
+            report,
+            ratio,
+        )
+    except BaseException:
+        with suppress(Exception):
+            folder.write_manifest(settings, expected)
+        raise
+    report.seconds = time.monotonic() - started
+    report.manifest = folder.write_manifest(settings, expected)
+    return report
+
+
+def _encode_parts(
+    todo: Sequence[Part],
+    folder: ShardFolder,
+    vqgan: VQGAN,
+    decoder: Decoder,
+    options: EncodeOptions,
+    report: EncodeReport,
+    ratio: "_BadRatio",
+) -> None:
+    # Enough to keep the network busy across the end of a part, and few enough to bound memory.
+    ahead = 2 * options.batch_size + options.threads
+    with EncodeProgress(todo) as shown, decoded(todo, decoder, options.threads, ahead) as outcomes:
+        for part in todo:
+            name = f"{part.name}.tar"
+            folder.clean(name)
+            with folder.writing(name) as path:
+                record = _encode_part(part, outcomes, path, vqgan, options.batch_size, report, shown)
+                ratio.add(record)
+                ratio.check(last=part is todo[-1])
+            folder.write_record(record)
+            report.shards += 1
+            shown.finish(part)
+
+
+def _check_apart(parts: Sequence[Part], folder: ShardFolder) -> None:
+    """Raises ValueError where a shard would take the place of the file that it is made from."""
+    for part in parts:
+        if isinstance(part, TarPart) and same_place(part.shard.url, f"{folder}/{part.name}.tar"):
+            raise ValueError(f"{folder} holds the input, which the shards would replace. Name another folder for them")
+
+
+def _begin(folder: ShardFolder, settings: Settings, parts: Sequence[Part]) -> dict[str, ShardRecord]:
+    """The shards that are committed, after a check that they belong to the same work."""
+    manifest = folder.manifest()
+    if manifest is not None and (found := settings.differences(manifest.settings)):
+        raise ValueError(f"{folder} was made with other settings: here {'; '.join(found)} as there. Use another folder")
+    records = folder.records()
+    sources = {f"{part.name}.tar": part.source for part in parts}
+    foreign = [name for name, record in records.items() if name in sources and record.source != sources[name]]
+    if foreign:
+        one = foreign[0]
+        raise ValueError(
+            f"{folder} was made from other input: {one} comes from {records[one].source} and not from {sources[one]}. "
+            "Use another folder"
+        )
+    if manifest is None:
+        folder.write_text(MANIFEST, Manifest(settings=settings, shards=[], complete=False).to_json())
+    return records
+
+
+def _encode_part(
+    part: Part,
+    outcomes: Iterator[Outcome],
+    path: Path,
+    vqgan: VQGAN,
+    batch_size: int,
+    report: EncodeReport,
+    shown: EncodeProgress,
+) -> ShardRecord:
+    skipped: dict[str, list[str]] = {}
+    samples = 0
+    with TokenShardWriter(path) as shard:
+        for batch in _batches(part, outcomes, batch_size, skipped):
+            shard.write(batch, _codes(vqgan, batch, batch_size, report))
+            samples += len(batch)
+            report.samples += len(batch)
+            shown.update(part, len(batch))
+    report.skipped.update({reason: len(keys) for reason, keys in skipped.items()})
+    return ShardRecord(
+        name=f"{part.name}.tar",
+        source=part.source,
+        samples=samples,
+        bytes=path.stat().st_size,
+        sha256=sha256_of(path),
+        skipped=skipped,
+        offsets=shard.offsets,
+    )
+
+
+def _batches(
+    part: Part, outcomes: Iterator[Outcome], batch_size: int, skipped: dict[str, list[str]]
+) -> Iterator[list[PicturedSample]]:
+    """The samples up to the end of the part; those that are left out go to `skipped`, by reason."""
+    batch: list[PicturedSample] = []
+    for item in outcomes:
+        if isinstance(item, Skip):
+            skipped.setdefault(item.reason, []).append(item.key)
+            level = logging.WARNING if item.reason == SHARD_DAMAGED else logging.DEBUG
+            logger.log(level, "%s: %s is left out: %s %s", part.source, item.key, item.reason, item.detail)
+            continue
+        if item is not None:
+            batch.append(item)
+        if len(batch) == batch_size or (item is None and batch):
+            yield batch
+            batch = []
+        if item is None:
+            return
+
+
+def _codes(vqgan: VQGAN, batch: Sequence[PicturedSample], batch_size: int, report: EncodeReport) -> np.ndarray:
+    """Codes [B, T] of the batch."""
+    started = time.monotonic()
+    pictures = [item.picture for item in batch]
+    if vqgan.device.type != "cpu":
+        # Compilers see one shape alone, and a picture's codes do not depend on how many others there are.
+        pictures += [pictures[-1]] * (batch_size - len(pictures))
+    pixels = vqgan.bytes_to_pixels(torch.from_numpy(np.stack(pictures)).to(vqgan.device))
+    codes = vqgan.encode(pixels.contiguous(memory_format=torch.channels_last)).cpu().numpy()[: len(batch)]
+    report.network_seconds += time.monotonic() - started
+    return codes
+
+
+class _BadRatio:
+    """Ends a run in which too many samples are bad."""
+
+    def __init__(self, bound: float) -> None:
+        self.bound = bound
+        self.good = 0
+        self.bad: Counter[str] = Counter()
+
+    def add(self, record: ShardRecord) -> None:
+        self.good += record.samples
+        self.bad.update({reason: len(keys) for reason, keys in record.skipped.items()})
+
+    def check(self, *, last: bool) -> None:
+        bad = self.bad.total()
+        seen = self.good + bad
+        if bad > self.bound * (seen if last else max(seen, BAD_SAMPLES_GRACE)):
+            reasons = ", ".join(f"{reason}: {count:,}" for reason, count in self.bad.most_common())
+            raise ValueError(
+                f"{bad:,} of {seen:,} samples ({bad / seen:.1%}) cannot be used ({reasons}), more than "
+                f"max_bad_fraction={self.bound:g} allows; shards before this one stay, and records/*.json name the "
+                "samples (DALLE_TORCH_LOG=debug prints each)"
+            )

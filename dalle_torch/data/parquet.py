@@ -1,0 +1,77 @@
+"""Parquet files, whose damage is told from a file system that fails.
+
+The only importer of pyarrow. Owns: opening, batches of rows from any place. Does not own: which columns mean what.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+
+class ParquetDamage(ValueError):
+    """The file is cut off, corrupt or no parquet at all."""
+
+
+@contextmanager
+def opened_parquet(file: BinaryIO) -> Iterator[Any]:
+    """`pyarrow.parquet.ParquetFile` over a file; what pyarrow raises inside of it means damage.
+
+    Raises:
+        ParquetDamage: as it says.
+        OSError: the file system failed.
+        ValueError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ValueError(f"parquet files need pyarrow: pip install 'dalle-torch[train]' ({error})") from error
+    try:
+        yield pq.ParquetFile(file)
+    except pa.ArrowException as error:
+        raise ParquetDamage(_line(error)) from error
+    except OSError as error:
+        # pyarrow's own come without a number, a file system's with one or as a type of their own.
+        if error.errno is not None or type(error) is not OSError:
+            raise
+        raise ParquetDamage(_line(error)) from error
+
+
+def row_batches(parquet: Any, columns: Sequence[str], first: int = 0, size: int = 64) -> Iterator[Any]:
+    """`pyarrow.RecordBatch`es of at most `size` rows, from row `first` on; row groups before it are not read."""
+    groups: list[int] = []
+    skipped = 0
+    for group in range(parquet.num_row_groups):
+        rows = parquet.metadata.row_group(group).num_rows
+        if not groups and skipped + rows <= first:
+            skipped += rows
+        else:
+            groups.append(group)
+    left = first - skipped
+    if not groups:
+        return
+    for batch in parquet.iter_batches(size, row_groups=groups, columns=list(columns), use_threads=False):
+        if left >= len(batch):
+            left -= len(batch)
+            continue
+        yield batch.slice(left)
+        left = 0
+
+
+def check_columns(parquet: Any, columns: Sequence[str], url: str) -> None:
+    """Raises ValueError where a column is missing; the message lists those that are there."""
+    names = parquet.schema_arrow.names
+    if missing := [column for column in columns if column not in names]:
+        raise ValueError(f"{url} has no column {' and no '.join(missing)}; it has: {', '.join(names)}")
+
+
+def plain_columns(parquet: Any) -> list[str]:
+    """Names of the columns of numbers, truth values and strings."""
+    from pyarrow import types
+
+    kinds = (types.is_integer, types.is_floating, types.is_boolean, types.is_string)
+    return [column.name for column in parquet.schema_arrow if any(kind(column.type) for kind in kinds)]
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
