@@ -59,7 +59,7 @@ class Bucket:
         for name in ("root_failures", "nonfinite_gradients"):
             self.stacks[name] = self._zeros((), torch.int32)
         # For whoever reads the state; what counts is `updates`, which costs no look at a tensor.
-        self.stacks["step"] = torch.zeros(len(parameters), dtype=torch.int64)
+        self.clock = torch.zeros(len(parameters), dtype=torch.int64)
         self.matrices = [
             RegionMatrices(region, self.stacks["root_failures"], options, sharding, first.device)
             for region in (regions(self.merged, options.block_size) if self.merged else ())
@@ -67,8 +67,11 @@ class Bucket:
 
     def _zeros(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         first = self.parameters[0]
-        zeros = torch.zeros((len(self.parameters), *shape), dtype=dtype, device=first.device)
-        return self.sharding.constrain(zeros, first) if shape == first.shape else zeros
+        return self._constrain(torch.zeros((len(self.parameters), *shape), dtype=dtype, device=first.device))
+
+    def _constrain(self, stack: Tensor) -> Tensor:
+        first = self.parameters[0]
+        return self.sharding.constrain(stack, first if stack.shape[1:] == first.shape else "whole")
 
     @property
     def block_sizes(self) -> set[int]:
@@ -77,7 +80,7 @@ class Bucket:
 
     def tensors(self) -> Iterator[tuple[str, Tensor, int]]:
         """All state: its name, its tensor, and how many entries along dimension 0 a parameter has (0: one, bare)."""
-        for name, stack in self.stacks.items():
+        for name, stack in {"step": self.clock, **self.stacks}.items():
             yield name, stack, 0
         for r, matrices in enumerate(self.matrices):
             for kind in ("statistics", "preconditioners"):
@@ -99,8 +102,7 @@ class Bucket:
             stack[: len(joined)].copy_(joined)
             if blocks:
                 self.sharding.constrain(stack, "blocks")
-            elif stack.shape[1:] == self.parameters[0].shape:
-                self.sharding.constrain(stack, self.parameters[0])
+        self._keep_layout()
         self.updates = int(states[0]["step"])
 
     def update(self, options: ShampooOptions, now: Now) -> None:
@@ -115,7 +117,13 @@ class Bucket:
                 part = without_nonfinite(part, run.norm) if options.skip_nonfinite_gradients else part
                 step(part, options, now, precondition)
         self.updates += 1
-        self.stacks["step"].fill_(self.updates)
+        self.clock.fill_(self.updates)
+        self._keep_layout()
+
+    def _keep_layout(self) -> None:
+        # What is not marked lies as the compiler likes after a step, and another layout is another graph.
+        for stack in self.stacks.values():
+            self._constrain(stack)
 
     def _precondition(self, gradient: Tensor, *, start: int, stop: int, beta2: float | None) -> Tensor:
         """The preconditioned gradients, float32 [stop - start, *shape], of the parameters from `start` to `stop`."""

@@ -81,6 +81,12 @@ class RegionMatrices:
                 blocks = blocks.contiguous()
         return blocks.view(len(blocks), *sizes)[: self.used]
 
+    def stack(self, dim: int) -> "_Stack":
+        """The matrices of a dimension, whose roots are to be taken."""
+        statistics = self.statistics[dim]
+        failed = torch.zeros(len(statistics), dtype=torch.int32, device=statistics.device)
+        return _Stack(statistics, self.preconditioners[dim], failed, self.sharding)
+
     def precondition(self, gradient: Tensor, result: Tensor, start: int, stop: int, beta2: float | None) -> None:
         """Write the preconditioned blocks of `gradient` [stop - start, *shape] to `result`, of the same shape.
 
@@ -108,12 +114,15 @@ def _unfold(blocks: Tensor, dim: int) -> Tensor:
 
 @dataclass
 class _Stack:
-    """Matrices whose roots are due: N statistics, their preconditioners, and whose they are."""
+    """Matrices whose roots are due: N statistics, their preconditioners, and which roots failed."""
 
-    owner: RegionMatrices
     statistics: Tensor
     preconditioners: Tensor
-    start: int
+    failed: Tensor
+    sharding: Sharding
+
+    def part(self, rows: slice) -> "_Stack":
+        return _Stack(self.statistics[rows], self.preconditioners[rows], self.failed[rows], self.sharding)
 
 
 def update_roots(
@@ -123,24 +132,22 @@ def update_roots(
 
     Matrices of one size are taken together, whichever parameters they are of.
     """
-    sizes = sorted({size for owner in matrices for size in owner.region.sizes})
-    for size in sizes:
-        stacks = [
-            _Stack(owner, owner.statistics[dim], owner.preconditioners[dim], 0)
-            for owner in matrices
-            for dim, of_dim in enumerate(owner.region.sizes)
-            if of_dim == size
-        ]
-        static = stacks[0].statistics.device.type == "xla"
-        problem = RootProblem(
-            p=p,
-            epsilon=options.matrix_epsilon,
-            threshold=options.inverse_failure_threshold,
-            padded_size=padded_size,
-            static=static,
-        )
+    static = matrices[0].failures.device.type == "xla"
+    problem = RootProblem(
+        p=p,
+        epsilon=options.matrix_epsilon,
+        threshold=options.inverse_failure_threshold,
+        padded_size=padded_size,
+        static=static,
+    )
+    owned = [(owner, dim, owner.stack(dim)) for owner in matrices for dim in range(len(owner.region.sizes))]
+    for size in sorted({size for owner in matrices for size in owner.region.sizes}):
+        stacks = [stack for owner, dim, stack in owned if owner.region.sizes[dim] == size]
+        # Where each stack is spread over the devices, joining them would send them around.
         for batch in [[stack] for stack in stacks] if static else _batches(stacks):
             _update_batch(batch, problem, method)
+    for owner, _, stack in owned:
+        owner.failures.add_(stack.failed[: owner.used].view(-1, owner.region.blocks).sum(1))
 
 
 def _batches(stacks: Sequence[_Stack]) -> Iterator[list[_Stack]]:
@@ -152,7 +159,7 @@ def _batches(stacks: Sequence[_Stack]) -> Iterator[list[_Stack]]:
         start = 0
         while start < len(stack.statistics):
             rows = slice(start, start + room)
-            batch.append(_Stack(stack.owner, stack.statistics[rows], stack.preconditioners[rows], start))
+            batch.append(stack.part(rows))
             start += len(batch[-1].statistics)
             room -= len(batch[-1].statistics)
             if room == 0:
@@ -163,14 +170,11 @@ def _batches(stacks: Sequence[_Stack]) -> Iterator[list[_Stack]]:
 
 
 def _update_batch(batch: Sequence[_Stack], problem: RootProblem, method: Method) -> None:
-    sharding = batch[0].owner.sharding
+    sharding = batch[0].sharding
     together = torch.cat([stack.statistics for stack in batch]) if len(batch) > 1 else batch[0].statistics.clone()
     roots, failed = inverse_roots(sharding.constrain(together, "roots"), problem, method)
     lengths = [len(stack.statistics) for stack in batch]
     for stack, new, bad in zip(batch, roots.split(lengths), failed.split(lengths), strict=True):
         stack.preconditioners.copy_(torch.where(bad.view(-1, 1, 1), stack.preconditioners, new))
         sharding.constrain(stack.preconditioners, "blocks")
-        owner = stack.owner
-        bad = bad[: owner.used - stack.start]
-        whose = torch.arange(stack.start, stack.start + len(bad), device=bad.device) // owner.region.blocks
-        owner.failures.index_add_(0, whose, bad.to(owner.failures.dtype))
+        stack.failed.copy_(bad)

@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+Layout = Literal["blocks", "roots", "whole"]
+
 
 class Sharding(Protocol):
     """The devices that an optimizer's state is spread over.
@@ -18,13 +20,14 @@ class Sharding(Protocol):
 
     shards: int
 
-    def constrain(self, tensor: Tensor, layout: Literal["blocks", "roots"] | Tensor) -> Tensor:
+    def constrain(self, tensor: Tensor, layout: Layout | Tensor) -> Tensor:
         """`tensor`, laid out so; where there is something to mark, it is marked in place.
 
         Args:
             tensor: [N, ...].
             layout: "blocks" is how statistics and preconditioners are kept, split along N; "roots" is how their roots
-                are taken, split along N over every core; a parameter: `tensor` is [L, *shape], each as that one is.
+                are taken, split along N over every core; "whole" is the same everywhere; a parameter: `tensor` is
+                [L, *shape], each as that one is.
         """
         ...
 
@@ -38,7 +41,7 @@ class OneDevice:
 
     shards = 1
 
-    def constrain(self, tensor: Tensor, layout: Literal["blocks", "roots"] | Tensor) -> Tensor:
+    def constrain(self, tensor: Tensor, layout: Layout | Tensor) -> Tensor:
         return tensor
 
     def layout_of(self, parameter: Tensor) -> Hashable:
