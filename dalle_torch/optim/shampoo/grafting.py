@@ -48,14 +48,16 @@ def grafting_update(options: ShampooOptions, gradient: Tensor, norm: Tensor, dia
     if graft == "sqrt_n":
         return gradient.sign()
     assert diagonal is not None
-    if graft.endswith("_normalized"):
+    normalized = graft.endswith("_normalized")
+    if normalized:
         gradient = gradient * over((norm + TINY).reciprocal(), gradient)
     if graft.startswith("adagrad"):
         diagonal.addcmul_(gradient, gradient)
     else:
         weight = 1 - options.beta2 if options.beta2 != 1 else 1.0
         diagonal.mul_(options.beta2).addcmul_(gradient, gradient, value=weight)
-    return gradient / diagonal.sqrt().add_(options.diagonal_epsilon)
+    divisor = diagonal.sqrt().add_(options.diagonal_epsilon)
+    return gradient.div_(divisor) if normalized else gradient / divisor
 
 
 def clipped(options: ShampooOptions, update: Tensor) -> Tensor:

@@ -64,7 +64,8 @@ def step(run: Run, options: ShampooOptions, now: Now, precondition: Callable[[Te
     """Update the parameters and their state.
 
     Args:
-        precondition: float32 gradient [L, *shape] to the preconditioned one; None: the grafting update is used alone.
+        precondition: float32 gradient [L, *shape] to the preconditioned one, a new tensor; None: the grafting update
+            is used alone.
     """
     grafting = grafting_update(options, run.gradient, run.norm, run.state.get("diagonal_statistics"))
     grafting = clipped(options, grafting)
@@ -75,7 +76,7 @@ def step(run: Run, options: ShampooOptions, now: Now, precondition: Callable[[Te
         direction = _direction(run, options, "momentum", grafting, values)
     else:
         shampoo = precondition(run.gradient)
-        shampoo = shampoo * over(norms(grafting) / (norms(shampoo) + TINY), shampoo)
+        shampoo.mul_(over(norms(grafting) / (norms(shampoo) + TINY), shampoo))
         direction = _direction(run, options, "momentum", shampoo, values)
         # From then on nothing reads the other momentum again.
         if now.started is not True:
