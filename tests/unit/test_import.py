@@ -40,6 +40,15 @@ def test_storage_imports_its_libraries_only_when_they_are_used() -> None:
     assert not {name.split(".")[0] for name in run_python(code).split()}.intersection(HEAVY)
 
 
+def test_the_optimizers_import_torch_only_when_they_are_used() -> None:
+    code = "import sys, dalle_torch.optim; print(dir(dalle_torch.optim), *sys.modules)"
+    printed = run_python(code)
+    assert "'DistributedShampoo'" in printed
+    assert not {name.split(".")[0] for name in printed.split()}.intersection(HEAVY)
+    code = "from dalle_torch.optim import DistributedShampoo; print(DistributedShampoo.__module__)"
+    assert run_python(code) == "dalle_torch.optim.shampoo.optimizer"
+
+
 @pytest.mark.parametrize("name", sorted(set(dalle_torch.__all__) - {"__version__"}))
 def test_public_names_lead_to_their_classes(name: str) -> None:
     value = getattr(dalle_torch, name)

@@ -1,0 +1,180 @@
+"""Statistics and preconditioners of equally large blocks.
+
+Shapes: L parameters of one shape, each with K blocks of sizes (s0, s1, ...) in a region; N = L * K, filled up to a
+multiple of the shards. Dimension i has statistics and preconditioners float32 [N, si, si].
+Owns: what happens with blocks. Does not own: where blocks are (`blocking`), how roots are taken (`matrix_roots`).
+Source: Anil et al., arXiv 2002.09018, algorithm 1.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dalle_torch.optim.shampoo.blocking import Region
+from dalle_torch.optim.shampoo.matrix_roots import Method, RootProblem, inverse_roots
+from dalle_torch.optim.shampoo.options import ShampooOptions
+from dalle_torch.optim.shampoo.sharding import Sharding
+
+_ROOT_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
+"""Elements of the matrices whose roots are taken in one go: on a CPU they stay in cache, on a GPU in its memory."""
+
+
+class RegionMatrices:
+    """The matrices of one region of L parameters.
+
+    Attributes:
+        region: the blocks, the same in each of the L.
+        statistics, preconditioners: for each dimension of a block, [N, si, si].
+        failures: roots that failed, for each parameter, int32 [L]; shared with the other regions.
+    """
+
+    def __init__(
+        self, region: Region, failures: Tensor, options: ShampooOptions, sharding: Sharding, device: torch.device
+    ) -> None:
+        self.region = region
+        self.failures = failures
+        self.used = len(failures) * region.blocks
+        self.sharding = sharding
+        count = -(-self.used // sharding.shards) * sharding.shards
+        self.statistics: list[Tensor] = []
+        self.preconditioners: list[Tensor] = []
+        for size in region.sizes:
+            eye = torch.eye(size, device=device).expand(count, size, size)
+            self.statistics.append(sharding.constrain(eye * options.matrix_epsilon, "blocks"))
+            self.preconditioners.append(sharding.constrain(eye.clone(), "blocks"))
+
+    def rows(self, start: int, stop: int) -> slice | None:
+        """The matrices of the parameters from `start` to `stop`; None: of all, with the filling."""
+        if start == 0 and stop == len(self.failures):
+            return None
+        return slice(start * self.region.blocks, stop * self.region.blocks)
+
+    def cut(self, stack: Tensor, rows: slice | None) -> Tensor:
+        """Blocks of [L, *shape], filled up with zeros where `rows` are all rows."""
+        blocks = self.region.cut(stack)
+        filling = len(_at(self.statistics[0], rows)) - len(blocks)
+        if filling:
+            blocks = torch.cat([blocks, blocks.new_zeros(filling, *blocks.shape[1:])])
+        return self.sharding.constrain(blocks, "blocks")
+
+    def accumulate(self, blocks: Tensor, rows: slice | None, beta2: float) -> None:
+        """S_i = beta2 S_i + w G_i G_i^T with G_i the block unfolded along dimension i."""
+        weight = 1 - beta2 if beta2 != 1 else 1.0
+        for dim, statistics in enumerate(self.statistics):
+            unfolded = _unfold(blocks, dim)
+            # Of rows and columns, a product; a view of either costs no copy.
+            _at(statistics, rows).baddbmm_(unfolded, unfolded.mT, beta=beta2, alpha=weight)
+            self.sharding.constrain(statistics, "blocks")
+
+    def apply(self, blocks: Tensor, rows: slice | None) -> Tensor:
+        """Each dimension i of the blocks contracted with preconditioner i; [N, s0, s1, ...], contiguous."""
+        sizes = blocks.shape[1:]
+        for dim, preconditioners in enumerate(self.preconditioners):
+            p = _at(preconditioners, rows)
+            if dim == len(sizes) - 1 and dim > 0:
+                blocks = torch.bmm(blocks.reshape(len(blocks), -1, sizes[dim]), p)
+            else:
+                product = torch.bmm(p.mT, _unfold(blocks.view(len(blocks), *sizes), dim))
+                blocks = product.view(len(blocks), sizes[dim], *sizes[:dim], *sizes[dim + 1 :]).movedim(1, dim + 1)
+                blocks = blocks.contiguous()
+        return blocks.view(len(blocks), *sizes)[: self.used]
+
+    def stack(self, dim: int) -> "_Stack":
+        """The matrices of a dimension, whose roots are to be taken."""
+        statistics = self.statistics[dim]
+        failed = torch.zeros(len(statistics), dtype=torch.int32, device=statistics.device)
+        return _Stack(statistics, self.preconditioners[dim], failed, self.sharding)
+
+    def precondition(self, gradient: Tensor, result: Tensor, start: int, stop: int, beta2: float | None) -> None:
+        """Write the preconditioned blocks of `gradient` [stop - start, *shape] to `result`, of the same shape.
+
+        With a beta2 the statistics take the gradient in as well; the preconditioners are older than that.
+        """
+        rows = self.rows(start, stop)
+        blocks = self.cut(gradient, rows)
+        if beta2 is not None:
+            self.accumulate(blocks, rows, beta2)
+        self.region.paste(self.apply(blocks, rows), result)
+
+
+def _at(stack: Tensor, rows: slice | None) -> Tensor:
+    return stack if rows is None else stack[rows]
+
+
+def _unfold(blocks: Tensor, dim: int) -> Tensor:
+    """[N, s0, s1, ...] -> [N, s_dim, all the others]."""
+    if blocks.ndim == 2:
+        return blocks.unsqueeze(2)
+    if blocks.ndim == 3:
+        return blocks if dim == 0 else blocks.mT
+    return blocks.movedim(dim + 1, 1).flatten(2)
+
+
+@dataclass
+class _Stack:
+    """Matrices whose roots are due: N statistics, their preconditioners, and which roots failed."""
+
+    statistics: Tensor
+    preconditioners: Tensor
+    failed: Tensor
+    sharding: Sharding
+
+    def part(self, rows: slice) -> "_Stack":
+        return _Stack(self.statistics[rows], self.preconditioners[rows], self.failed[rows], self.sharding)
+
+
+def update_roots(
+    matrices: Sequence[RegionMatrices], options: ShampooOptions, method: Method, padded_size: int, p: int
+) -> None:
+    """New preconditioners S^(-1/p) for all of `matrices`; a root that fails leaves the old one, and is counted.
+
+    Matrices of one size are taken together, whichever parameters they are of.
+    """
+    static = matrices[0].failures.device.type == "xla"
+    problem = RootProblem(
+        p=p,
+        epsilon=options.matrix_epsilon,
+        threshold=options.inverse_failure_threshold,
+        padded_size=padded_size,
+        static=static,
+    )
+    owned = [(owner, dim, owner.stack(dim)) for owner in matrices for dim in range(len(owner.region.sizes))]
+    for size in sorted({size for owner in matrices for size in owner.region.sizes}):
+        stacks = [stack for owner, dim, stack in owned if owner.region.sizes[dim] == size]
+        # Where each stack is spread over the devices, joining them would send them around.
+        for batch in [[stack] for stack in stacks] if static else _batches(stacks):
+            _update_batch(batch, problem, method)
+    for owner, _, stack in owned:
+        owner.failures.add_(stack.failed[: owner.used].view(-1, owner.region.blocks).sum(1))
+
+
+def _batches(stacks: Sequence[_Stack]) -> Iterator[list[_Stack]]:
+    """The stacks cut and joined to batches of bounded size."""
+    size, device = stacks[0].statistics.shape[-1], stacks[0].statistics.device.type
+    room = capacity = max(1, _ROOT_ELEMENTS.get(device, 1 << 20) // size**2)
+    batch: list[_Stack] = []
+    for stack in stacks:
+        start = 0
+        while start < len(stack.statistics):
+            rows = slice(start, start + room)
+            batch.append(stack.part(rows))
+            start += len(batch[-1].statistics)
+            room -= len(batch[-1].statistics)
+            if room == 0:
+                yield batch
+                batch, room = [], capacity
+    if batch:
+        yield batch
+
+
+def _update_batch(batch: Sequence[_Stack], problem: RootProblem, method: Method) -> None:
+    sharding = batch[0].sharding
+    together = torch.cat([stack.statistics for stack in batch]) if len(batch) > 1 else batch[0].statistics.clone()
+    roots, failed = inverse_roots(sharding.constrain(together, "roots"), problem, method)
+    lengths = [len(stack.statistics) for stack in batch]
+    for stack, new, bad in zip(batch, roots.split(lengths), failed.split(lengths), strict=True):
+        stack.preconditioners.copy_(torch.where(bad.view(-1, 1, 1), stack.preconditioners, new))
+        sharding.constrain(stack.preconditioners, "blocks")
+        stack.failed.copy_(bad)

@@ -1,0 +1,108 @@
+"""Distributed Shampoo on meshes: the parameters of one device, state that stays split, two graphs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from torch import nn
+
+import dalle_torch
+from dalle_torch.optim import DistributedShampoo
+from tests.spmd.shampoo_on_meshes import MESHES, SETTINGS, STEPS, give_gradients, start
+
+NAMES = [f"{dp}x{mp}" for dp, mp in MESHES]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("shampoo")
+    # Code for a few small steps is not worth optimising.
+    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.spmd.shampoo_on_meshes", str(place)],
+        cwd=Path(dalle_torch.__file__).parent.parent,
+        env=os.environ | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8", "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return place
+
+
+@pytest.fixture(scope="module")
+def on_one_device() -> tuple[dict[str, nn.Parameter], DistributedShampoo]:
+    named = {name: nn.Parameter(value) for name, value in start().items()}
+    optimizer = DistributedShampoo(named.items(), **SETTINGS)
+    for step in range(STEPS):
+        give_gradients(named, optimizer, step)
+        optimizer.step()
+    return named, optimizer
+
+
+def report(folder: Path, mesh: str) -> dict[str, Any]:
+    return json.loads((folder / f"{mesh}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.xla
+@pytest.mark.parametrize("run", [*NAMES, "resumed"])
+def test_a_mesh_trains_as_one_device_does(folder: Path, on_one_device: Any, run: str) -> None:
+    named, optimizer = on_one_device
+    found, before = load_file(folder / f"{run}.safetensors"), start()
+    for name, parameter in named.items():
+        value = parameter.detach()
+        # float32 in another order, magnified by roots of nearly singular matrices.
+        assert (found[name] - value).norm() <= 1e-3 * (value - before[name]).norm(), name
+    if run != "resumed":
+        # One matrix of few gradients has no root yet, here as there.
+        failures = {name: int(optimizer.state[parameter]["root_failures"]) for name, parameter in named.items()}
+        assert report(folder, run)["failures"] == failures
+
+
+@pytest.mark.xla
+@pytest.mark.parametrize("mesh", NAMES)
+def test_matrices_stay_split_over_dp_and_momenta_as_the_parameters(folder: Path, mesh: str) -> None:
+    dp, mp = map(int, mesh.split("x"))
+    for step in report(folder, mesh)["steps"]:
+        matrices = {name: spec for name, spec in step["specs"].items() if ".0." in name or ".1." in name}
+        assert len(matrices) == 2 * (2 + 4 + 1)
+        for name, spec in matrices.items():
+            assert spec.startswith(f"{{devices=[{dp},1,1"), (name, spec)
+            assert ("last_tile_dim_replicate" in spec) == (mp > 1)
+        momenta = [spec for name, spec in step["specs"].items() if name.split("/")[1] == "momentum"]
+        if mp > 1:
+            # Two shapes are split, two are not.
+            assert sum(spec.startswith(f"{{devices=[1,{mp},1") for spec in momenta) == 2
+            split = [spec for spec in step["parameter_specs"].values() if spec.startswith(f"{{devices=[{mp},1")]
+            assert len(split) == 3
+
+
+@pytest.mark.xla
+@pytest.mark.parametrize("mesh", NAMES)
+def test_roots_are_taken_on_every_core(folder: Path, mesh: str) -> None:
+    assert report(folder, mesh)["root_specs"] == ["{devices=[8,1,1]0,1,2,3,4,5,6,7}"]
+
+
+@pytest.mark.xla
+@pytest.mark.parametrize("mesh", NAMES)
+def test_there_are_two_graphs_and_nothing_is_read_in_a_step(folder: Path, mesh: str) -> None:
+    steps = report(folder, mesh)["steps"]
+    assert [step["roots"] for step in steps] == [step % 3 == 0 for step in range(STEPS)]
+    # The learning rate and the start of preconditioning change later on, and are no other graph.
+    assert [step["compilations"] for step in steps] == [1, 1] + [0] * (STEPS - 2)
+    assert [step["reads"] for step in steps] == [0] * STEPS
+    assert all(step["fallbacks"] == [] for step in steps)
+
+
+def test_an_axis_that_is_not_there_is_refused() -> None:
+    from dalle_torch.parallel.shampoo import ShampooSharding
+
+    class Mesh:
+        axis_names = ("data", "model")
+
+    with pytest.raises(ValueError, match="axis='dp' is not one of the mesh's: data, model"):
+        ShampooSharding(Mesh())

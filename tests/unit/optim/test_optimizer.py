@@ -1,0 +1,283 @@
+"""The manners of a torch optimizer: groups, closures, schedulers, scaling, missing gradients, dtypes."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from dalle_torch.optim import DistributedShampoo
+from tests.unit.optim.conftest import SETTINGS, give_gradients, parameters, train, values
+
+GRAFTS = ("sgd", "sqrt_n", "rmsprop", "rmsprop_normalized", "adagrad", "adagrad_normalized")
+
+
+@pytest.mark.parametrize("graft", GRAFTS)
+def test_it_finds_the_bottom_of_a_bent_bowl(graft) -> None:
+    torch.manual_seed(0)
+    bowl = torch.randn(8, 8) @ torch.diag(torch.logspace(0, -1, 8))
+    weight = nn.Parameter(torch.randn(8, 6))
+    optimizer = DistributedShampoo([weight], lr=0.05, graft_type=graft, start_preconditioning_step=5,
+                                   preconditioning_compute_steps=2)  # fmt: skip
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 150)
+    losses = []
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = (bowl @ weight).square().mean()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_equal_shapes_together_give_what_they_give_alone(make) -> None:
+    together, optimizer = make()
+    alone = parameters()
+    lone = [DistributedShampoo([parameter], **SETTINGS) for parameter in alone.values()]
+    for step in range(8):
+        for named in (together, alone):
+            give_gradients(named.values(), step)
+        optimizer.step()
+        for other in lone:
+            other.step()
+    # Alone, the largest block of a group is smaller for some, and so is the ridge; and products add in another order.
+    moved = (values(together) - values(parameters())).norm()
+    assert (values(together) - values(alone)).norm() < 1e-2 * moved
+
+
+def test_a_group_has_settings_of_its_own() -> None:
+    named = parameters()
+    first, second = dict(list(named.items())[:4]), dict(list(named.items())[4:])
+    other = {"lr": 1e-3, "graft_type": "sgd", "block_size": 3, "best_effort_memory_usage_reduction": True}
+    optimizer = DistributedShampoo([{"params": first.items()}, {"params": second.items(), **other}], **SETTINGS)
+    train(named, optimizer, range(6))
+    apart = parameters()
+    for part, settings in ((list(apart)[:4], SETTINGS), (list(apart)[4:], SETTINGS | other)):
+        chosen = {name: apart[name] for name in part}
+        alone = DistributedShampoo(chosen.items(), **settings)
+        for step in range(6):
+            give_gradients(apart.values(), step)
+            alone.step()
+    assert torch.equal(values(named), values(apart))
+
+
+def test_a_group_that_comes_later_has_its_own_clock(make) -> None:
+    named, optimizer = make()
+    train(named, optimizer, range(4))
+    late = {"late": nn.Parameter(torch.ones(8, 6))}
+    optimizer.add_param_group({"params": late.items()})
+    fresh = {"late": nn.Parameter(torch.ones(8, 6))}
+    alone = DistributedShampoo(fresh.items(), **SETTINGS)
+    for step in range(4, 9):
+        give_gradients(named.values(), step)
+        for parameters_ in (late, fresh):
+            give_gradients(parameters_.values(), step)
+        optimizer.step()
+        alone.step()
+    assert torch.equal(values(late), values(fresh))
+    assert int(optimizer.state[late["late"]]["step"]) == 5
+    assert int(optimizer.state[named["a"]]["step"]) == 9
+
+
+def test_a_closure_is_called_once_with_gradients_on(make) -> None:
+    named, optimizer = make()
+    calls = []
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = sum(parameter.square().sum() for parameter in named.values())
+        loss.backward()
+        calls.append(torch.is_grad_enabled())
+        return loss
+
+    before = values(named)
+    loss = optimizer.step(closure)
+    assert calls == [True]
+    assert float(loss.detach()) == pytest.approx(float(before.square().sum()))
+    assert not torch.equal(values(named), before)
+
+
+def test_parameters_without_a_gradient_stay_as_they_are(make) -> None:
+    named, optimizer = make()
+    train(named, optimizer, range(3))
+    before, state = named["a"].detach().clone(), copy.deepcopy(optimizer.state[named["a"]])
+    give_gradients(named.values(), 3)
+    named["a"].grad = None
+    optimizer.step()
+    assert torch.equal(named["a"], before)
+    for name, tensor in state.items():
+        if not name.startswith(("preconditioners", "step")):
+            assert torch.equal(tensor, optimizer.state[named["a"]][name]), name
+    assert not torch.equal(named["b"], parameters()["b"])
+
+
+def test_no_gradient_at_all_is_no_update(make) -> None:
+    named, optimizer = make()
+    optimizer.step()
+    assert not optimizer.state
+    train(named, optimizer, range(2))
+    before = values(named)
+    optimizer.zero_grad()
+    optimizer.step()
+    assert torch.equal(values(named), before)
+    assert int(optimizer.state[named["b"]]["step"]) == 2
+
+
+def test_frozen_parameters_cost_no_state_until_they_thaw(make) -> None:
+    named, optimizer = make()
+    named["odd"].requires_grad_(False)
+    optimizer.prepare()
+    assert named["odd"] not in optimizer.state and named["a"] in optimizer.state
+    for step in range(5):
+        give_gradients(named.values(), step)
+        named["odd"].grad = None
+        optimizer.step()
+    assert torch.equal(named["odd"], parameters()["odd"])
+    named["odd"].requires_grad_(True)
+    train(named, optimizer, range(5, 8))
+    assert int(optimizer.state[named["odd"]]["step"]) == 3
+    assert not torch.equal(named["odd"], parameters()["odd"])
+
+
+def test_schedulers_drive_the_rate_and_a_rate_may_be_a_tensor(make) -> None:
+    numbers, first = make(lr=0.02)
+    tensors, second = make(lr=torch.tensor(0.02))
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)) for o in (first, second)]
+    for step in range(6):
+        for named in (numbers, tensors):
+            give_gradients(named.values(), step)
+        for optimizer, schedule in zip((first, second), schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+    assert first.param_groups[0]["lr"] == pytest.approx(0.02 / 7)
+    assert isinstance(second.param_groups[0]["lr"], torch.Tensor)
+    # The rate is a float64 number in one and a float32 tensor in the other.
+    torch.testing.assert_close(values(numbers), values(tensors), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", [
+    lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=10, cycle_momentum=False),
+    lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    lambda o: torch.optim.lr_scheduler.SequentialLR(o, [torch.optim.lr_scheduler.LinearLR(o, total_iters=2),
+                                                        torch.optim.lr_scheduler.ConstantLR(o)], [2]),
+])  # fmt: skip
+def test_schedules_of_torch_run(make, schedule) -> None:
+    named, optimizer = make()
+    scheduler = schedule(optimizer)
+    for step in range(6):
+        give_gradients(named.values(), step)
+        optimizer.step()
+        scheduler.step()
+    assert values(named).isfinite().all()
+
+
+def test_scaled_gradients_are_unscaled_and_overflows_skip_the_step(make) -> None:
+    plain, first = make()
+    scaled, second = make()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(4):
+        give_gradients(plain.values(), step)
+        first.step()
+        give_gradients(scaled.values(), step)
+        for parameter in scaled.values():
+            parameter.grad = scaler.scale(parameter.grad)
+        scaler.step(second)
+        scaler.update()
+    # A power of two changes no digit.
+    assert torch.equal(values(plain), values(scaled))
+    give_gradients(scaled.values(), 4)
+    scaled["a"].grad[0, 0] = float("inf")
+    scaler.step(second)
+    scaler.update()
+    assert torch.equal(values(plain), values(scaled))
+    assert scaler.get_scale() == 512.0
+
+
+def test_bfloat16_parameters_have_float32_state(make) -> None:
+    full, first = make()
+    half, second = make(torch.bfloat16)
+    train(full, first, range(6))
+    train(half, second, range(6))
+    for parameter in half.values():
+        assert parameter.dtype == torch.bfloat16
+        state = second.state[parameter]
+        assert {t.dtype for name, t in state.items() if t.is_floating_point()} == {torch.float32}
+    # Each of 6 updates rounds to 8 bits, as the gradients are: 6 * 2^-9 of values up to 3.
+    torch.testing.assert_close(values(half), values(full), atol=0.05, rtol=0)
+
+
+def test_sparse_and_complex_are_refused_by_name() -> None:
+    table, plain = nn.Embedding(5, 3, sparse=True), nn.Parameter(torch.zeros(3))
+    optimizer = DistributedShampoo([("table", table.weight), ("plain", plain)])
+    table(torch.tensor([1, 2])).sum().backward()
+    plain.grad = torch.ones(3)
+    before = table.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"table \(torch.sparse_coo, torch.float32\).*sparse=False"):
+        optimizer.step()
+    assert torch.equal(table.weight, before)
+    with pytest.raises(ValueError, match="w is torch.complex64; n is torch.int64"):
+        DistributedShampoo([("w", nn.Parameter(torch.zeros(2, dtype=torch.complex64))), ("n", torch.zeros(2).long())])
+
+
+def test_hooks_and_copies_work(make) -> None:
+    named, optimizer = make()
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    train(named, optimizer, range(1))
+    assert seen == ["before", "after"]
+    train(named, optimizer, range(1, 4))
+    for twin_named, twin in (copy.deepcopy((named, optimizer)), pickle.loads(pickle.dumps((named, optimizer)))):
+        expected, twins = copy.deepcopy((named, optimizer)), (twin_named, twin)
+        train(*expected, range(4, 7))
+        train(*twins, range(4, 7))
+        assert torch.equal(values(expected[0]), values(twin_named))
+        # The state that is shown is the state that is used.
+        assert int(twin.state[twin_named["a"]]["step"]) == 7
+
+
+def test_memory_formats_and_transposed_gradients_make_no_difference() -> None:
+    plain = nn.Parameter(torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)))
+    other = nn.Parameter(plain.detach().clone().to(memory_format=torch.channels_last))
+    first, second = (DistributedShampoo([p], **SETTINGS | {"merge_small_dims_block_size": 25}) for p in (plain, other))
+    for step in range(6):
+        give_gradients([plain], step)
+        other.grad = plain.grad.to(memory_format=torch.channels_last)
+        first.step()
+        second.step()
+    # Norms add in another order.
+    torch.testing.assert_close(other.detach().contiguous(), plain.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_large_skipped_parameters_are_updated_in_pieces_that_make_no_difference(monkeypatch) -> None:
+    from dalle_torch.optim.shampoo import bucket
+
+    found = []
+    for limit in (1 << 17, 16):
+        monkeypatch.setitem(bucket._RUN_ELEMENTS, "cpu", limit)
+        named = parameters()
+        train(named, DistributedShampoo(named.items(), **SETTINGS), range(6))
+        found.append(values(named))
+    # The norms of several tensors together and of each alone add in another order.
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), ()])
+def test_empty_and_scalar_parameters_are_no_trouble(shape) -> None:
+    parameter = nn.Parameter(torch.zeros(shape))
+    optimizer = DistributedShampoo([parameter], **SETTINGS)
+    train({"p": parameter}, optimizer, range(4))
+    assert parameter.isfinite().all()
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+def test_roots_due_tells_the_two_kinds_of_steps_apart(make) -> None:
+    named, optimizer = make()
+    optimizer.prepare()
+    found = []
+    for step in range(5):
+        found.append(optimizer.roots_due)
+        train(named, optimizer, range(step, step + 1))
+    assert found == [True, False, True, False, True]
