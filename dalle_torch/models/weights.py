@@ -177,13 +177,21 @@ def place_modules(model: nn.Module, device_map: Any, max_memory: dict | None, dt
             memory = get_balanced_memory(model, max_memory, whole, dtype=dtype, low_zero=low)
         devices = infer_auto_device_map(model, memory, whole, dtype=dtype)
     else:
-        devices = {"": torch.device(device_map)}
+        devices = {"": _named_device(device_map)}
     if "disk" in devices.values():
         raise ValueError(
             "the model does not fit into the memory that device_map may use, and foreign weights cannot be offloaded "
             "to disk: convert them first (dalle-torch convert SOURCE DEST), or raise max_memory"
         )
     return dict(devices)
+
+
+def _named_device(name: Any) -> torch.device:
+    try:
+        return torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        known = ", ".join(sorted(_AUTOMATIC_MAPS))
+        raise ValueError(f"device_map={name!r} is neither a device, such as 'cuda:0', nor one of {known}") from error
 
 
 def _device_of(name: str, devices: Mapping[str, Any]) -> Any:

@@ -75,11 +75,6 @@ def flax_entries(config: DalleBartConfig, stacked: bool | None = None) -> dict[s
     return entries
 
 
-def flax_names(config: DalleBartConfig) -> dict[str, str]:
-    """Our name of every parameter -> its path in the Flax tree; stacked layers share a path."""
-    return {name: entry.path for name, entry in flax_entries(config).items()}
-
-
 def read_flax_dallebart(folder: Path, config: DalleBartConfig) -> Iterator[tuple[str, Tensor]]:
     """Stream the weights of `folder/flax_model.msgpack` under our names, layers stacked or not.
 

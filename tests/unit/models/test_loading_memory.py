@@ -81,6 +81,8 @@ def test_a_model_over_two_devices_computes_the_same(model: DalleBart) -> None:
 def test_places_that_cannot_be(model: DalleBart) -> None:
     with pytest.raises(ValueError, match="device_map leaves a part of the model without a device"):
         DalleBart.from_pretrained(GOLDEN, device_map={"encoder": "cpu"})
+    with pytest.raises(ValueError, match="device_map='nonsense' is neither a device"):
+        DalleBart.from_pretrained(GOLDEN, device_map="nonsense")
     with pytest.raises(ValueError, match="cannot be offloaded to disk: convert them first"):
         DalleBart.from_pretrained(GOLDEN, device_map="auto", max_memory={"cpu": 60_000})
 
