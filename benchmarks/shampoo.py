@@ -107,10 +107,12 @@ def time_table(options: argparse.Namespace) -> list[str]:
     skipped = [p for p in model.parameters() if max(p.shape) > 4096]
     skipped_adam = torch.optim.AdamW(skipped, lr=0.0, fused=True)
     skipped_shampoo = DistributedShampoo(skipped, lr=0.0, start_preconditioning_step=0)
-    for optimizer in (skipped_adam, skipped_shampoo):
+    skipped_compiled = DistributedShampoo(skipped, lr=0.0, start_preconditioning_step=0, compile=True)
+    ways = (skipped_adam, skipped_shampoo, skipped_compiled)
+    for optimizer in ways:
         optimizer.step()
-    of_skipped = [seconds(optimizer.step, options.repeat) for optimizer in (skipped_adam, skipped_shampoo)]
-    del skipped_adam, skipped_shampoo
+    of_skipped = [seconds(optimizer.step, options.repeat) for optimizer in ways]
+    del skipped_adam, skipped_shampoo, skipped_compiled, ways, optimizer
 
     shampoo = DistributedShampoo(
         model.named_parameters(), lr=0.0, block_size=options.block_size, start_preconditioning_step=2,
@@ -128,9 +130,10 @@ def time_table(options: argparse.Namespace) -> list[str]:
     rows = [("loss and gradients", training), ("AdamW fused", fused), ("Shampoo, without roots", step),
             ("  floor of its products", floor), ("Shampoo, with roots", with_roots), ("Shampoo, amortised", amortised),
             ("Shampoo, first step", first), ("skipped parameters, AdamW fused", of_skipped[0]),
-            ("skipped parameters, Shampoo", of_skipped[1])]  # fmt: skip
+            ("skipped parameters, Shampoo", of_skipped[1]),
+            ("skipped parameters, Shampoo, compiled", of_skipped[2])]  # fmt: skip
     for name, taken in rows:
-        print(f"  {name:34}{taken:8.3f} s{taken / training:8.1%} of loss and gradients")
+        print(f"  {name:38}{taken:8.3f} s{taken / training:8.1%} of loss and gradients")
     share = amortised / (training + amortised)
     print(f"  amortised: {amortised / training:.1%} of loss and gradients, {share:.1%} of a whole training step; "
           f"without roots: {step / floor:.2f} x floor ({operations / 1e9:.1f} GFLOP)")  # fmt: skip

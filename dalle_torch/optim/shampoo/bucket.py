@@ -16,7 +16,7 @@ from dalle_torch.optim.shampoo.grafting import keeps_diagonal, norms
 from dalle_torch.optim.shampoo.options import ShampooOptions
 from dalle_torch.optim.shampoo.preconditioner import RegionMatrices
 from dalle_torch.optim.shampoo.sharding import Sharding
-from dalle_torch.optim.shampoo.update import Now, Run, step, without_nonfinite
+from dalle_torch.optim.shampoo.update import Now, Run, step, step_in_one_pass, without_nonfinite
 
 _RUN_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 26}
 """Elements that are taken through all operations in one go: on a CPU they stay in cache, on a GPU in its memory."""
@@ -34,6 +34,9 @@ def preconditioned_shape(shape: Sequence[int], options: ShampooOptions) -> tuple
 class Bucket:
     """L parameters of one shape, dtype and device, with their state.
 
+    Args:
+        compile: the update of parameters without preconditioner goes through `torch.compile`.
+
     Attributes:
         parameters: the L.
         updates: how many updates were made.
@@ -41,12 +44,15 @@ class Bucket:
         matrices: one for each region of the blocks; empty if the parameters are not preconditioned.
     """
 
-    def __init__(self, parameters: list[Tensor], options: ShampooOptions, sharding: Sharding) -> None:
+    def __init__(
+        self, parameters: list[Tensor], options: ShampooOptions, sharding: Sharding, compile: bool = False
+    ) -> None:
         first = parameters[0]
         self.parameters = parameters
         self.sharding = sharding
         self.updates = 0
         self.merged = preconditioned_shape(first.shape, options)
+        self.in_one_pass = compile and self.merged is None
         quantized = options.best_effort_memory_usage_reduction and first.ndim > 1
         self.stacks: dict[str, Tensor] = {}
         # Without preconditioner both updates are the same, and so are their momenta.
@@ -115,7 +121,10 @@ class Bucket:
             precondition = partial(self._precondition, start=start, stop=stop, beta2=beta2) if self.matrices else None
             for part in self._parts(run, options):
                 part = without_nonfinite(part, run.norm) if options.skip_nonfinite_gradients else part
-                step(part, options, now, precondition)
+                if self.in_one_pass:
+                    step_in_one_pass(part, options, now)
+                else:
+                    step(part, options, now, precondition)
         self.updates += 1
         self.clock.fill_(self.updates)
         self._keep_layout()
@@ -166,7 +175,7 @@ class Bucket:
         tensors = [run.parameters[0].unsqueeze(0), run.gradient, *(run.state[name] for name in names)]
         whole = self.matrices or "momentum_scale" in run.state or options.clip_by_scaled_gradient_norm is not None
         large = limit is not None and run.gradient.shape[0] == 1 and run.gradient.numel() > limit
-        if whole or not large or not all(tensor.is_contiguous() for tensor in tensors):
+        if whole or not large or self.in_one_pass or not all(tensor.is_contiguous() for tensor in tensors):
             yield run
             return
         pieces = (tensor.view(1, -1).split(limit, dim=1) for tensor in tensors)

@@ -5,8 +5,9 @@ Owns: the order of an update. Does not own: state between updates (`bucket`), bl
 Source: Anil et al., arXiv 2002.09018, as the trainer of DALL·E Mega ran it.
 """
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -85,6 +86,18 @@ def step(run: Run, options: ShampooOptions, now: Now, precondition: Callable[[Te
     if values is not None and options.decoupled_weight_decay:
         direction = direction + values * (options.weight_decay * now.lr)
     _move(run.parameters, direction, now.lr if options.decoupled_learning_rate else 1.0)
+
+
+def step_in_one_pass(run: Run, options: ShampooOptions, now: Now) -> None:
+    """`step` without preconditioner, compiled: each entry of the state is read and written once."""
+    # A number would be compiled in, and each new one be another program.
+    now = replace(now, lr=torch.as_tensor(now.lr, dtype=torch.float32, device=run.gradient.device))
+    _compiled_step()(run, options, now, None)
+
+
+@functools.cache
+def _compiled_step() -> Callable[..., None]:
+    return torch.compile(step, dynamic=True)
 
 
 def _direction(run: Run, options: ShampooOptions, name: str, update: Tensor, values: Tensor | None) -> Tensor:

@@ -281,3 +281,23 @@ def test_roots_due_tells_the_two_kinds_of_steps_apart(make) -> None:
         found.append(optimizer.roots_due)
         train(named, optimizer, range(step, step + 1))
     assert found == [True, False, True, False, True]
+
+
+@pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.1, "nesterov": True}], ids=["plain", "decay"])
+def test_a_compiled_update_is_the_plain_one_whatever_the_rate(make, settings) -> None:
+    named, plain = make(skip_preconditioning_dim_size_gt=4, **settings)
+    others, compiled = make(skip_preconditioning_dim_size_gt=4, compile=True, **settings)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    programs = []
+    for step in range(6):
+        for optimizer in (plain, compiled):
+            optimizer.param_groups[0]["lr"] = 1e-2 / (1 + step)
+        train(named, plain, range(step, step + 1))
+        train(others, compiled, range(step, step + 1))
+        programs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    # One program a kind of shape, none for a new rate.
+    assert programs[0] > 0 and len(set(programs)) == 1
+    # The same operations, fused: float32 rounds differently.
+    torch.testing.assert_close(values(others), values(named), rtol=1e-5, atol=1e-6)
+    copy.deepcopy(compiled)
