@@ -64,7 +64,8 @@ def test_the_decoder_alone(variant: str) -> None:
     numbers = golden(variant)
     with torch.no_grad():
         out = forward(loaded(variant), numbers, encoder_outputs=numbers["encoder_last_hidden_state"])
-    assert distance(out.logits, numbers["logits"]) < TOLERANCE
+    # Of swinv2 the original's logits are 9e-5 from float64 and ours 3e-5: 1e-4 holds here, and would not everywhere.
+    assert distance(out.logits, numbers["logits"]) < (2e-4 if variant in ILL_CONDITIONED else TOLERANCE)
     assert distance(out.loss, numbers["loss"]) < TOLERANCE
 
 
