@@ -14,8 +14,8 @@ Norms, biases and head scales are whole everywhere.
 Sizes. The original's partitioner took only sizes that mp divides, so a model that was to be split had to be made of
 such: Mega's 50272 rows of text tokens, 16415 + 1 of image tokens and 4096 inner features are multiples of 8. Mini's
 16384 + 1 and 2730 are not. Here such a size is refused too, unless `mesh.uneven` is "pad": XLA then gives every device
-ceil(size / mp) rows, the last one fewer, and fills that one up to the same. Values do not change, and the filling is
-never seen: not in a tensor's shape, in sums, nor in what is saved.
+ceil(size / mp) rows, the last one fewer, and fills that one up to the same. Values do not change: the filling is
+seen neither in a tensor's shape nor in sums.
 """
 
 import re
@@ -78,7 +78,7 @@ def layout_rules(options: LayoutOptions) -> tuple[Rule, ...]:
         (True, _FEED_FORWARD + r"down_proj\.weight", BY_COLUMNS),
         (options.use_bias, _FEED_FORWARD + r"(gate|up|down)_proj\.bias", WHOLE),
         # Which norms have a scale or a bias hangs on five options together; the one after the embeddings is in each.
-        (True, r".*\.(\w+_norm|layernorm_embedding)\.(weight|bias)", WHOLE),
+        (True, _STACK + r"(.+\.)?(\w+_norm|layernorm_embedding)\.(weight|bias)", WHOLE),
     ]
     return tuple(Rule(pattern, spec) for there, pattern, spec in table if there)
 

@@ -1,12 +1,14 @@
 """The arithmetic of meshes and batches."""
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dalle_torch.config import MeshConfig
+from dalle_torch.config_io import load_config
 from dalle_torch.parallel.mesh import BatchPlan, MeshPlan, plan_mesh
 
 MEGA = MeshPlan(devices=256, hosts=32, devices_per_host=8, mp=8)
@@ -137,3 +139,12 @@ def test_the_config_names_every_offender() -> None:
     assert str(caught.value) == (
         "mesh cannot be used: mp=0 must be at least 1; dp=0 must be at least 1; uneven='drop' is not one of refuse, pad"
     )
+
+
+def test_a_file_names_the_mesh(tmp_path: Path) -> None:
+    path = tmp_path / "mesh.yaml"
+    path.write_text("mp: 8\nuneven: pad\n", encoding="utf-8")
+    assert load_config(MeshConfig, path) == MeshConfig(dp=None, mp=8, uneven="pad")
+    assert load_config(MeshConfig, path, ["dp=32"]).dp == 32
+    with pytest.raises(ValueError, match="uneven"):
+        load_config(MeshConfig, path, ["uneven=drop"])
