@@ -19,7 +19,7 @@ seen neither in a tensor's shape nor in sums.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -98,39 +98,46 @@ def lay_out(
         ValueError: a parameter matches no rule, a rule is no parameter's first, or a shape does not suit the spec; one
             error names all of them.
     """
-    compiled = [(rule, re.compile(rule.pattern)) for rule in rules]
-    chosen = {name: _first_match(name, compiled) for name in shapes}
-    unmatched = [name for name, rule in chosen.items() if rule is None]
-    used = {rule.pattern for rule in chosen.values() if rule is not None}
-    unused = [rule.pattern for rule in rules if rule.pattern not in used]
-    specs = {name: rule.spec for name, rule in chosen.items() if rule is not None}
-    ranks = [
-        f"{name} has {len(shapes[name])} dimensions for the {len(spec)} of {spec}"
-        for name, spec in specs.items()
-        if len(shapes[name]) != len(spec)
-    ]
-    fitting = {name: spec for name, spec in specs.items() if len(shapes[name]) == len(spec)}
+    chosen = _first_matches(shapes, rules)
+    unmatched = [name for name in shapes if name not in chosen]
+    unused = [rule.pattern for index, rule in enumerate(rules) if index not in chosen.values()]
+    specs = {name: rules[index].spec for name, index in chosen.items()}
     problems = [
         *_listing("parameters without a rule (add one to the table)", unmatched),
         *_listing("rules that are no parameter's first match (remove them, or move them up)", unused),
-        *_listing("rules of another rank", ranks),
-        *_listing(
-            "sizes that the mesh does not divide (change the size, set mesh.mp to a divisor of it, or mesh.uneven to "
-            "pad, which fills up the last device's part and can leave none empty)",
-            _uneven(shapes, fitting, sizes, uneven),
-        ),
+        *_listing("rules of another rank than their parameters", _other_ranks(shapes, specs)),
+        *_listing(_UNEVEN_ADVICE[uneven], _uneven(shapes, specs, sizes, uneven)),
     ]
     if problems:
         raise ValueError("the model cannot be laid out on the mesh: " + "; ".join(problems))
     return specs
 
 
-def _first_match(name: str, compiled: Sequence[tuple[Rule, re.Pattern[str]]]) -> Rule | None:
-    return next((rule for rule, pattern in compiled if pattern.fullmatch(name)), None)
+_UNEVEN_ADVICE: dict[Uneven, str] = {
+    "refuse": "sizes that mp does not divide (change the size, set mesh.mp to a divisor of it, or mesh.uneven to pad)",
+    "pad": "sizes that leave a device empty even with mesh.uneven=pad (change the size, or lower mesh.mp)",
+}
+
+
+def _first_matches(names: Iterable[str], rules: Sequence[Rule]) -> dict[str, int]:
+    """For each name that any rule matches the index of the first that does."""
+    patterns = [re.compile(rule.pattern) for rule in rules]
+    matches = {
+        name: next((index for index, pattern in enumerate(patterns) if pattern.fullmatch(name)), None) for name in names
+    }
+    return {name: index for name, index in matches.items() if index is not None}
 
 
 def _listing(what: str, offenders: Sequence[str]) -> list[str]:
     return [f"{what}: {', '.join(offenders)}"] if offenders else []
+
+
+def _other_ranks(shapes: Mapping[str, Sequence[int]], specs: Mapping[str, Spec]) -> list[str]:
+    return [
+        f"{name} has {len(shapes[name])} dimensions for the {len(spec)} of {spec}"
+        for name, spec in specs.items()
+        if len(shapes[name]) != len(spec)
+    ]
 
 
 def _uneven(
@@ -140,7 +147,7 @@ def _uneven(
     found = [
         f"{_without_number(name)} dimension {dimension} of {size} over {axis}={sizes[axis]}"
         for name, spec in specs.items()
-        for dimension, (size, axis) in enumerate(zip(shapes[name], spec, strict=True))
+        for dimension, (size, axis) in enumerate(zip(shapes[name], spec, strict=False))
         if axis is not None and not _splits(size, sizes[axis], uneven)
     ]
     return list(dict.fromkeys(found))

@@ -76,6 +76,7 @@ def train_on(dp: int, mp: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     torch_xla.sync()
     seen: dict[str, Any] = {"plan": str(plan), "losses": [], "layouts": [], "compilations": []}
     seen["complaint"] = complaint(model, mesh, specs)
+    seen["parts"] = parts(model.lm_head.weight)
     tensors: dict[str, Tensor] = {}
     for step in range(STEPS):
         compilations = metrics.counter_value("UncachedCompile") or 0
@@ -94,6 +95,13 @@ def train_on(dp: int, mp: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors |= {f"{name}.grad": value.grad.cpu() for name, value in model.named_parameters()}
         model.zero_grad()
     return seen, tensors | {name: value.detach().cpu() for name, value in model.named_parameters()}
+
+
+def parts(parameter: Tensor) -> list[list[int]]:
+    """What each device holds of a parameter, without the filling."""
+    from torch_xla.distributed.spmd import wrap_if_sharded
+
+    return [list(shard.unpadded_data.shape) for shard in wrap_if_sharded(parameter.detach()).local_shards]
 
 
 def complaint(model: DalleBart, mesh: Any, specs: dict[str, Spec]) -> str:

@@ -71,6 +71,8 @@ def test_a_mesh_computes_what_one_device_does(folder: Path, on_one_device: Any, 
 def test_parameters_and_gradients_keep_their_layout(folder: Path, dp: int, mp: int) -> None:
     seen = report(folder, f"{dp}x{mp}")
     specs = specs_of(make_model(), {"dp": dp, "mp": mp})
+    full, last = [-(-35 // mp), 16], [35 - (mp - 1) * -(-35 // mp), 16]
+    assert sorted(seen["parts"]) == sorted(dp * ([full] * (mp - 1) + [last]))
     first = {("mp", None): f"{{devices=[{mp},1", (None, "mp"): f"{{devices=[1,{mp}", (None,): "{replicated}"}
     assert len(seen["layouts"]) == 2 * STEPS
     for layouts in seen["layouts"]:
