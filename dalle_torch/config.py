@@ -77,6 +77,25 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """The devices of a run as a mesh of dp x mp (`parallel.mesh`)."""
+
+    dp: int | None = None
+    """Copies of the model, each with its own samples; null: as many as there are devices for."""
+    mp: int = 1
+    """Devices that a copy is split over; a divisor of the number of devices of a host."""
+    uneven: Literal["refuse", "pad"] = "refuse"
+    """What becomes of vocabularies and inner sizes that mp does not divide: an error that names them, or parts that are
+    filled up to equal size (`parallel.rules`)."""
+
+    def __post_init__(self) -> None:
+        problems = _below(self, 1, "mp") + ([] if self.dp is None else _below(self, 1, "dp"))
+        if self.uneven not in ("refuse", "pad"):
+            problems.append(f"uneven={self.uneven!r} is not one of refuse, pad")
+        _raise("mesh", problems)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Shards of tokens (`data.loader`) as training data."""
 
