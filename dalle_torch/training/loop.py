@@ -43,7 +43,7 @@ def train(
     second one ends it at once.
 
     Raises:
-        CheckpointError: the checkpoint in `folder` is of another model.
+        CheckpointError: the checkpoint in `folder` is of another model or optimizer.
         FloatingPointError: the loss is not a number; the last checkpoint stays as it is.
         ValueError: the schedule "plateau" has no evaluation's loss to go by.
     """
