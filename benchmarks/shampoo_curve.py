@@ -38,23 +38,27 @@ def train(kind: str, peak: float, dataset: Any, steps: int, threads: int) -> lis
     """(step, CPU seconds, loss) of a run; data is not counted."""
     import torch
 
-    from dalle_torch.config import OptimizerConfig
+    from dalle_torch.config import OptimizerConfig, ShampooConfig
     from dalle_torch.models.configuration import DalleBartConfig
     from dalle_torch.models.dalle_bart import DalleBart
-    from dalle_torch.optim import DistributedShampoo
-    from dalle_torch.training.step import build_optimizer, learning_rate, train_step
+    from dalle_torch.optim.build import build_optimizer
+    from dalle_torch.optim.schedules import learning_rate
+    from dalle_torch.training.step import train_step
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = DalleBart(DalleBartConfig.from_pretrained(ASSETS)).train()
-    config = OptimizerConfig(lr=peak, warmup_steps=50, schedule="cosine", final_lr=peak / 100)
-    if kind == "shampoo":
+    config = OptimizerConfig(
+        name="shampoo" if kind == "shampoo" else "adamw",
+        lr=peak,
+        warmup_steps=50,
+        schedule="cosine",
+        final_lr=peak / 100,
+        beta2=0.98,
         # Roots from the first steps on: the runs are short.
-        optimizer: torch.optim.Optimizer = DistributedShampoo(
-            model.named_parameters(), beta2=0.98, block_size=256, start_preconditioning_step=25
-        )
-    else:
-        optimizer = build_optimizer(model, config)
+        shampoo=ShampooConfig(block_size=256, start_preconditioning_step=25) if kind == "shampoo" else None,
+    )
+    optimizer = build_optimizer(model, config)
     found, seconds = [], 0.0
     for step in range(steps):
         batch = dataset(step)

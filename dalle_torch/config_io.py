@@ -4,11 +4,18 @@ Owns: reading. Does not own: which options there are (`config`).
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 Config = TypeVar("Config")
+
+_OPTIONAL = re.compile(
+    r"Does not validate against any of the Union subtypes.*?"
+    r" Errors: - (.*?) - Expected a <class '?NoneType.*?( Given value: .*)"
+)
+"""What the parser says of a wrong value where null would be right too: what is wrong with it, and the value."""
 
 
 def load_config(cls: type[Config], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
@@ -33,6 +40,9 @@ def load_config(cls: type[Config], path: str | os.PathLike[str], overrides: Sequ
         fields = vars(parser.instantiate(found))
         config: Config = cls(**{key: value for key, value in fields.items() if key != "run_file"})
     except Exception as error:
-        reason = " ".join(str(error).split())
+        # A whole section is no value that helps to find a mistake in it.
+        reason = _OPTIONAL.sub(
+            lambda match: match[1] + ("" if match[2].endswith(")") else match[2]), " ".join(str(error).split())
+        )
         raise ValueError(f"{path}: {reason or type(error).__name__}") from error
     return config

@@ -1,7 +1,7 @@
 """Optimizers.
 
-Owns: `DistributedShampoo`. Does not own: learning rates over time and the update around it (`training`), how its state
-lies on a mesh (`parallel`).
+Owns: `DistributedShampoo`, optimizers from a run's options (`build`), their state by name (`saving`), the learning rate
+over time (`schedules`). Does not own: the update around them (`training`), how state lies on a mesh (`parallel`).
 """
 
 from typing import TYPE_CHECKING, Any

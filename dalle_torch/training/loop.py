@@ -15,8 +15,9 @@ import torch
 
 from dalle_torch.config import OptimizerConfig, TrainingConfig
 from dalle_torch.log import get_logger, progress
+from dalle_torch.optim.schedules import learning_rate, observe
 from dalle_torch.training.state import TrainState, checkpoints
-from dalle_torch.training.step import Batch, forward_pass, learning_rate, train_step
+from dalle_torch.training.step import Batch, forward_pass, train_step
 
 logger = get_logger(__name__)
 
@@ -24,6 +25,8 @@ BatchSource = Callable[[int], Batch]
 """Index of a batch, counted from 0 over the whole run -> the batch; pure, so that a resumed run sees the same data."""
 Evaluation = Callable[[TrainState], Mapping[str, float]]
 METRICS_FILE = "metrics.jsonl"
+EVALUATION_LOSS = "eval_loss"
+"""What an evaluation calls the loss that the schedule "plateau" goes by."""
 
 
 def train(
@@ -40,13 +43,16 @@ def train(
     second one ends it at once.
 
     Raises:
-        CheckpointError: the checkpoint in `folder` is of another model.
+        CheckpointError: the checkpoint in `folder` is of another model or optimizer.
         FloatingPointError: the loss is not a number; the last checkpoint stays as it is.
+        ValueError: the schedule "plateau" has no evaluation's loss to go by.
     """
+    if optimizer.schedule == "plateau" and evaluate is None:
+        raise ValueError("optimizer.schedule=plateau needs evaluations, and there are none here: take another one")
     folder.mkdir(parents=True, exist_ok=True)
-    if found := checkpoints(folder):
-        state.load(found[-1])
-        logger.info("resumed from %s", found[-1])
+    if saved := checkpoints(folder):
+        state.load(saved[-1])
+        logger.info("resumed from %s", saved[-1])
     state.model.train()
     forward = forward_pass(state.model, config)
     log = _Log(folder / METRICS_FILE, samples_a_step=config.batch_size * config.accumulation_steps)
@@ -54,7 +60,7 @@ def train(
         bar.update(state.step)
         while state.step < config.steps and not interrupted.is_set():
             first = state.step * config.accumulation_steps
-            lr = learning_rate(optimizer, state.step, config.steps)
+            lr = learning_rate(optimizer, state.step, config.steps, state.plateau)
             metrics = train_step(
                 state.model,
                 state.optimizer,
@@ -69,7 +75,11 @@ def train(
             if state.step % config.log_every == 0 or last:
                 bar.set_postfix(loss=log.write(state.step, {"lr": lr} | {k: float(v) for k, v in metrics.items()}))
             if evaluate is not None and (state.step % config.eval_every == 0 or last):
-                log.write(state.step, _evaluated(state, evaluate))
+                found = _evaluated(state, evaluate)
+                log.write(state.step, found)
+                # One that is due to the end alone would not take place in a longer run.
+                if optimizer.schedule == "plateau" and state.step % config.eval_every == 0:
+                    state.plateau = observe(optimizer, state.plateau, state.step, _loss_of(found))
             if state.step % config.save_every == 0 and not last:
                 state.save(folder, config.keep)
     if interrupted.is_set():
@@ -112,6 +122,13 @@ def _evaluated(state: TrainState, evaluate: Evaluation) -> Mapping[str, float]:
         metrics = evaluate(state)
     state.model.train()
     return metrics
+
+
+def _loss_of(evaluation: Mapping[str, float]) -> float:
+    if EVALUATION_LOSS not in evaluation:
+        found = ", ".join(evaluation) or "nothing"
+        raise ValueError(f"optimizer.schedule=plateau needs {EVALUATION_LOSS} of the evaluation, which found {found}")
+    return evaluation[EVALUATION_LOSS]
 
 
 @contextmanager

@@ -30,12 +30,13 @@ from dalle_torch.log import get_logger, progress
 from dalle_torch.models.configuration import DalleBartConfig, VQGANConfig
 from dalle_torch.models.dalle_bart import DalleBart
 from dalle_torch.models.vqgan import VQGAN
+from dalle_torch.optim.build import build_optimizer
 from dalle_torch.storage import atomic_file, atomic_folder
 from dalle_torch.text.processor import DalleBartProcessor
 from dalle_torch.text.tokenizer import DalleBartTokenizer
-from dalle_torch.training.loop import train
+from dalle_torch.training.loop import EVALUATION_LOSS, train
 from dalle_torch.training.state import TrainState
-from dalle_torch.training.step import Batch, build_optimizer
+from dalle_torch.training.step import Batch
 from dalle_torch.training.vqgan import initialise, train_vqgan
 
 logger = get_logger(__name__)
@@ -162,11 +163,15 @@ def to_pixels(pictures: np.ndarray, vqgan: VQGAN) -> Tensor:
     return values.contiguous(memory_format=torch.channels_last)
 
 
-def accuracy(
+def evaluate(
     model: DalleBart, processor: DalleBartProcessor, vqgan: VQGAN, config: ShapesEvaluationConfig
 ) -> dict[str, float]:
-    """Share of drawn pictures that show what their captions say, "seen" and "unseen", and what went wrong."""
-    found: dict[str, float] = {}
+    """The loss on scenes of pairs that were trained on, and the accuracy of drawn pictures.
+
+    That is the share that show what their captions say, "seen" and "unseen", and what went wrong.
+    """
+    scenes = sample_scenes(config.prompts, config.seed)
+    found = {EVALUATION_LOSS: _loss(model, processor, vqgan, scenes, config.seed)}
     for name, unseen in (("seen", False), ("unseen", True)):
         scenes = sample_scenes(config.prompts, config.seed, unseen=unseen)
         images = _draw(model, processor, vqgan, scenes, config)
@@ -175,6 +180,15 @@ def accuracy(
         wrong = Counter(failure for report in reports for failure in report.failures)
         found |= {f"{name}_{failure}": count / len(reports) for failure, count in sorted(wrong.items())}
     return found
+
+
+@torch.no_grad()
+def _loss(
+    model: DalleBart, processor: DalleBartProcessor, vqgan: VQGAN, scenes: Sequence[Scene], seed: int
+) -> float:
+    batch = processor([scene.caption for scene in scenes])
+    labels = vqgan.encode(to_pixels(render(scenes, seed), vqgan)).long()
+    return float(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss)
 
 
 def _draw(
@@ -221,7 +235,7 @@ def run(config: ShapesConfig, output: Path) -> Path:
         config.optimizer,
         config.training,
         output / "model",
-        lambda state: accuracy(state.model, processor, vqgan, config.evaluation),
+        lambda state: evaluate(state.model, processor, vqgan, config.evaluation),
     )
     if state.step < config.training.steps:
         raise KeyboardInterrupt

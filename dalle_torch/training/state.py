@@ -3,13 +3,14 @@
 Owns: `TrainState`, checkpoints of it. Does not own: when they are written (`loop`), sharded ones (`checkpoint`).
 
 A checkpoint is a folder `checkpoint-STEP` with the model as `from_pretrained` reads it, `optimizer.safetensors`
-(moments by parameter name, so that regrouping parameters keeps them) and `state.json`.
+(its tensors by parameter name, so that regrouping parameters keeps them) and `state.json`: the step, which optimizer it
+was, and what the learning rate's schedule has seen.
 """
 
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dalle_torch.optim.saving import describe, expected_shapes, load_state, misfits, state_tensors
+from dalle_torch.optim.schedules import PlateauState
 from dalle_torch.storage import CheckpointError, atomic_folder
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -27,61 +30,58 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 @dataclass
 class TrainState:
-    """Model, optimizer and the number of updates done; batches are a function of that number."""
+    """Model, optimizer, the number of updates done, and what the schedule has seen of evaluations.
+
+    Batches are a function of the number.
+    """
 
     model: PreTrainedModel
     optimizer: torch.optim.Optimizer
     step: int = 0
+    plateau: PlateauState = field(default_factory=PlateauState)
 
     def save(self, folder: Path, keep: int) -> Path:
         """Write `folder/checkpoint-STEP`, whole or not at all, then remove all but the newest `keep`."""
         target = folder / f"checkpoint-{self.step}"
         with atomic_folder(target) as place:
             self.model.save_pretrained(place)
-            save_file(_moments(self.model, self.optimizer), place / OPTIMIZER_FILE)
-            (place / STATE_FILE).write_text(json.dumps({"step": self.step}) + "\n", encoding="utf-8")
+            save_file(state_tensors(self.optimizer), place / OPTIMIZER_FILE)
+            rest = {"step": self.step, "optimizer": describe(self.optimizer), "plateau": asdict(self.plateau)}
+            (place / STATE_FILE).write_text(json.dumps(rest) + "\n", encoding="utf-8")
         for old in checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
         return target
 
     def load(self, folder: Path) -> None:
-        """Take over model, optimizer and step of a checkpoint.
+        """Take over model, optimizer, step and schedule of a checkpoint.
 
         Raises:
-            CheckpointError: a tensor is missing, unknown, or of another shape; all are named.
+            CheckpointError: a tensor is missing, unknown, or of another shape, or the optimizer was another one or had
+                other settings; all are named, and nothing was changed.
         """
         weights = load_file(folder / "model.safetensors")
-        moments = load_file(folder / OPTIMIZER_FILE)
+        tensors = load_file(folder / OPTIMIZER_FILE)
+        # Files from before there was a choice of optimizers say nothing of them.
+        rest: dict[str, Any] = {"optimizer": {"name": "AdamW"}, "plateau": {}}
+        rest |= json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         wanted = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
         problems = _differences("weights", wanted, weights)
-        parameters = dict(self.model.named_parameters())
-        wanted = {f"{name}/{kind}": p.shape for name, p in parameters.items() for kind in ("exp_avg", "exp_avg_sq")}
-        wanted |= {f"{name}/step": torch.Size() for name in parameters}
-        problems += _differences("optimizer", wanted, moments)
+        # Of another optimizer, or with other settings, all tensors differ, which says nothing more.
+        problems += misfits(self.optimizer, rest["optimizer"]) or _differences(
+            "optimizer", expected_shapes(self.optimizer) if rest["step"] else {}, tensors
+        )
         if problems:
-            raise CheckpointError(f"{folder} does not fit this run: " + "; ".join(problems))
+            remedy = "train with the options it was made with, or into another folder"
+            raise CheckpointError(f"{folder} does not fit this run: {'; '.join(problems)}; {remedy}")
         self.model.load_state_dict(weights)
-        for name, parameter in parameters.items():
-            self.optimizer.state[parameter] = {
-                kind: moments[f"{name}/{kind}"].to(parameter.device if kind != "step" else "cpu")
-                for kind in ("step", "exp_avg", "exp_avg_sq")
-            }
-        self.step = int(json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))["step"])
+        load_state(self.optimizer, tensors, rest["optimizer"])
+        self.step, self.plateau = int(rest["step"]), PlateauState(**rest["plateau"])
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first."""
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
-
-
-def _moments(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state: dict[Any, dict[str, Tensor]] = optimizer.state
-    return {
-        f"{name}/{kind}": torch.as_tensor(value).contiguous()
-        for name, parameter in model.named_parameters()
-        for kind, value in state.get(parameter, {}).items()
-    }
 
 
 def _differences(what: str, wanted: dict[str, torch.Size], found: dict[str, Tensor]) -> list[str]:

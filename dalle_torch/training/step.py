@@ -1,7 +1,7 @@
 """One update of the weights.
 
-Owns: optimizer groups, learning rate over time, precision, `train_step`. Does not own: data, evaluation, checkpoints
-(`loop`).
+Owns: clipping, precision, `train_step`. Does not own: optimizers and learning rates (`optim`), data, evaluation,
+checkpoints (`loop`).
 """
 
 import math
@@ -11,34 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dalle_torch.config import OptimizerConfig, TrainingConfig
+from dalle_torch.config import TrainingConfig
 
 Batch = dict[str, Tensor]
 Forward = Callable[..., Any]
 """Takes a batch's tensors by name, as the model does; its result has a `loss`."""
-
-
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trained parameters; only tensors of two dimensions and more decay, embedded positions do not."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in trained if p.ndim >= 2 and "embed_positions" not in name]
-    free = [p for name, p in trained if p.ndim < 2 or "embed_positions" in name]
-    return torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}],
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=True,
-    )
-
-
-def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Learning rate of update `step`, counted from 0, in a run of `steps` updates."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    done = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
-    share = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.schedule]
-    return config.final_lr + (config.lr - config.final_lr) * share
 
 
 def apply_gradients(

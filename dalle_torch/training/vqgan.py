@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from dalle_torch.config import CropPhase, VQGANTrainingConfig
 from dalle_torch.log import get_logger, progress
 from dalle_torch.models.vqgan import VQGAN
+from dalle_torch.optim.build import build_optimizer
+from dalle_torch.optim.schedules import learning_rate
 from dalle_torch.storage import atomic_folder
-from dalle_torch.training.step import apply_gradients, build_optimizer, learning_rate
+from dalle_torch.training.step import apply_gradients
 
 logger = get_logger(__name__)
 
@@ -125,9 +127,12 @@ class _Trainer:
         dead = (self.usage == 0).nonzero().flatten()
         if wanted and len(dead):
             chosen = torch.randint(len(vectors), (len(dead),), generator=self.generator)
-            self.model.codebook.data[dead] = vectors[chosen]
-            for moment in ("exp_avg", "exp_avg_sq"):
-                self.optimizer.state[self.model.codebook][moment][dead] = 0
+            codebook = self.model.codebook
+            codebook.data[dead] = vectors[chosen]
+            # Moments entry by entry, whatever the optimizer calls them; matrices and factors belong to all codes.
+            for moment in self.optimizer.state[codebook].values():
+                if moment.shape == codebook.shape:
+                    moment[dead] = 0
         self.usage.zero_()
 
 

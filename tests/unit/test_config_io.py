@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dalle_torch.config import OptimizerConfig, ShapesConfig, TrainingConfig
+from dalle_torch.config import OptimizerConfig, PlateauConfig, ShampooConfig, ShapesConfig, TrainingConfig
 from dalle_torch.config_io import load_config
 from dalle_torch.models.configuration import DalleBartConfig, VQGANConfig
 
@@ -32,6 +32,32 @@ def test_exponents_are_numbers(tmp_path: Path) -> None:
     path.write_text("lr: 3e-4\n")
     assert load_config(OptimizerConfig, path).lr == 3e-4
     assert load_config(OptimizerConfig, path, ["lr=1e-5"]).lr == 1e-5
+
+
+def test_sections_of_an_optimizer_are_read_and_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "optimizer.yaml"
+    path.write_text("name: shampoo\nshampoo: {block_size: 256}\nschedule: plateau\n")
+    config = load_config(OptimizerConfig, path, ["shampoo.nesterov=true", "plateau.patience=3"])
+    assert config.shampoo == ShampooConfig(block_size=256, nesterov=True)
+    assert config.plateau == PlateauConfig(patience=3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["shampoo.blok_size=7"], "'blok_size' is not accepted$"),
+        (["shampoo.block_size=0"], "shampoo cannot be used: block_size=0 must be at least 1$"),
+        (["shampoo.block_size=many"], "many$"),
+        (["max_grad_norm=many"], "\"max_grad_norm\": Expected a <class 'float'> Given value: many$"),
+        (["name=adamw"], "shampoo has no effect with name=adamw: leave it out$"),
+    ],
+)
+def test_mistakes_in_sections_are_told_plainly(tmp_path: Path, overrides: list[str], message: str) -> None:
+    path = tmp_path / "optimizer.yaml"
+    path.write_text("name: shampoo\nshampoo: {block_size: 256}\n")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config(OptimizerConfig, path, overrides)
+    assert "Union" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

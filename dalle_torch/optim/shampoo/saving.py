@@ -72,7 +72,7 @@ def checked(groups: Groups, state_dict: Mapping[str, Any]) -> list[dict[Tensor, 
         fitting = {}
         for key, parameter in zip(of_group, group["params"], strict=True):
             if key in saved_groups:
-                settings |= dict.fromkeys(_other_settings(group, saved_groups[key]))
+                settings |= dict.fromkeys(other_settings(group, saved_groups[key]))
             if key in states:
                 problems += _other_shapes(key, parameter, states[key], ShampooOptions.of_group(group))
                 fitting[parameter] = states[key]
@@ -83,19 +83,24 @@ def checked(groups: Groups, state_dict: Mapping[str, Any]) -> list[dict[Tensor, 
     return found
 
 
-def _other_settings(group: Mapping[str, Any], saved: Mapping[str, Any]) -> Iterator[str]:
+def other_settings(group: Mapping[str, Any], saved: Mapping[str, Any]) -> Iterator[str]:
+    """What a group and a saved one disagree in and must not, one line each."""
     for field in fields(ShampooOptions):
         name = field.name
         if name not in ADJUSTABLE and saved.get(name) != group[name]:
             yield f"{name} is {saved.get(name)!r} in it and {group[name]!r} here"
 
 
-def _other_shapes(key: Key, parameter: Tensor, state: Mapping[str, Tensor], options: ShampooOptions) -> list[str]:
+def expected_shapes(parameter: Tensor, options: ShampooOptions) -> dict[str, torch.Size]:
+    """Kind and shape of the tensors that make up the state of a parameter."""
     # On the meta device state has shapes and costs nothing.
     stand_in = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
-    state_here = Bucket([stand_in], options, OneDevice()).state_of(0)
-    wanted = {name: tuple(tensor.shape) for name, tensor in state_here.items()}
-    found = {name: tuple(torch.as_tensor(value).shape) for name, value in state.items()}
+    return {name: tensor.shape for name, tensor in Bucket([stand_in], options, OneDevice()).state_of(0).items()}
+
+
+def _other_shapes(key: Key, parameter: Tensor, state: Mapping[str, Tensor], options: ShampooOptions) -> list[str]:
+    wanted = expected_shapes(parameter, options)
+    found = {name: torch.as_tensor(value).shape for name, value in state.items()}
     return [
         f"{key}/{name}: shape {list(found[name]) if name in found else 'missing'} in it, "
         f"{list(wanted[name]) if name in wanted else 'unknown'} here"

@@ -8,8 +8,9 @@ import torch
 from dalle_torch.config import OptimizerConfig
 from dalle_torch.models.configuration import DalleBartConfig
 from dalle_torch.models.dalle_bart import DalleBart
+from dalle_torch.optim.build import build_optimizer
 from dalle_torch.training.state import TrainState
-from dalle_torch.training.step import Batch, build_optimizer
+from dalle_torch.training.step import Batch
 
 
 @pytest.fixture
@@ -22,11 +23,11 @@ def config() -> DalleBartConfig:
 
 
 @pytest.fixture
-def make_state(config: DalleBartConfig) -> Callable[[], TrainState]:
-    def make() -> TrainState:
+def make_state(config: DalleBartConfig) -> Callable[..., TrainState]:
+    def make(optimizer: OptimizerConfig | None = None) -> TrainState:
         torch.manual_seed(0)
         model = DalleBart(config)
-        return TrainState(model, build_optimizer(model, OptimizerConfig(weight_decay=0.1)))
+        return TrainState(model, build_optimizer(model, optimizer or OptimizerConfig(weight_decay=0.1)))
 
     return make
 

@@ -3,14 +3,17 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dalle_torch.config import OptimizerConfig, TrainingConfig
+from dalle_torch.config import OptimizerConfig, PlateauConfig, ShampooConfig, TrainingConfig
 from dalle_torch.models.dalle_bart import DalleBart
+from dalle_torch.optim.saving import state_tensors
+from dalle_torch.optim.schedules import PlateauState
 from dalle_torch.storage import CheckpointError
 from dalle_torch.training.loop import train
 from dalle_torch.training.state import checkpoints
@@ -32,14 +35,130 @@ def _interrupt_at(batches, index: int):
     return source
 
 
-def test_an_interrupted_run_goes_on_as_if_nothing_had_been(make_state, batches, tmp_path: Path) -> None:
-    whole = train(make_state(), batches, OPTIMIZER, CONFIG, tmp_path / "whole")
-    halted = train(make_state(), _interrupt_at(batches, 2), OPTIMIZER, CONFIG, tmp_path / "halves")
-    assert halted.step == 3
-    resumed = train(make_state(), batches, OPTIMIZER, CONFIG, tmp_path / "halves")
+def _constant_loss(state) -> dict[str, float]:
+    return {"eval_loss": 1.0}
+
+
+SHAMPOO = ShampooConfig(block_size=8, start_preconditioning_step=2, preconditioning_compute_steps=2)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        OPTIMIZER,
+        OptimizerConfig(
+            lr=1e-2, warmup_steps=1, weight_decay=0.1, schedule="plateau", plateau=PlateauConfig(patience=0)
+        ),
+        OptimizerConfig(name="adafactor", lr=1e-2, warmup_steps=2, weight_decay=0.1),
+        OptimizerConfig(name="shampoo", lr=1e-2, warmup_steps=2, weight_decay=0.1, shampoo=SHAMPOO),
+        OptimizerConfig(
+            name="shampoo",
+            lr=1e-2,
+            warmup_steps=1,
+            schedule="plateau",
+            plateau=PlateauConfig(patience=1),
+            shampoo=replace(SHAMPOO, best_effort_memory_usage_reduction=True),
+        ),
+    ],
+    ids=lambda config: f"{config.name}-{config.schedule}",
+)
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
+    make_state, batches, tmp_path: Path, optimizer: OptimizerConfig, stop: int
+) -> None:
+    config = replace(CONFIG, eval_every=1, log_every=1)
+    whole = train(make_state(optimizer), batches, optimizer, config, tmp_path / "whole", _constant_loss)
+    halved = _interrupt_at(batches, stop)
+    halted = train(make_state(optimizer), halved, optimizer, config, tmp_path / "halves", _constant_loss)
+    assert halted.step == stop + 1
+    resumed = train(make_state(optimizer), batches, optimizer, config, tmp_path / "halves", _constant_loss)
     assert resumed.step == whole.step == 6
     for name, tensor in whole.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], tensor, rtol=0, atol=0)
+    expected, found = state_tensors(whole.optimizer), state_tensors(resumed.optimizer)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert resumed.plateau == whole.plateau
+    rates = [[row["lr"] for row in _rows(tmp_path / run) if "lr" in row] for run in ("whole", "halves")]
+    assert rates[0] == rates[1]
+    if optimizer.schedule == "plateau":
+        assert whole.plateau.reductions > 0 and rates[0][-1] < max(rates[0])
+
+
+@pytest.mark.parametrize("evaluate", [None, lambda state: {"accuracy": 1.0}])
+def test_a_plateau_without_a_loss_to_go_by_is_refused(make_state, batches, tmp_path: Path, evaluate) -> None:
+    optimizer = OptimizerConfig(schedule="plateau", warmup_steps=0)
+    with pytest.raises(ValueError, match="schedule=plateau needs e"):
+        train(make_state(), batches, optimizer, CONFIG, tmp_path, evaluate)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        (OptimizerConfig(), OptimizerConfig(name="adafactor"), "the optimizer is AdamW in it and Adafactor here"),
+        (OptimizerConfig(name="shampoo"), OptimizerConfig(), "optimizer is DistributedShampoo in it and AdamW"),
+        (
+            OptimizerConfig(name="shampoo", shampoo=SHAMPOO, weight_decay=0.1),
+            OptimizerConfig(name="shampoo", beta1=0.5, weight_decay=0.2),
+            "optimizer block_size is 8 in it and 1024 here",
+        ),
+    ],
+    ids=["adafactor", "adamw", "settings"],
+)
+def test_a_checkpoint_of_another_optimizer_is_refused(
+    make_state, batches, tmp_path: Path, before: OptimizerConfig, after: OptimizerConfig, reason: str
+) -> None:
+    train(make_state(before), batches, before, replace(CONFIG, steps=1), tmp_path)
+    state = make_state(after)
+    with pytest.raises(CheckpointError) as caught:
+        train(state, batches, after, CONFIG, tmp_path)
+    assert reason in str(caught.value) and "exp_avg" not in str(caught.value)
+    assert state.step == 0 and not state_tensors(state.optimizer)
+    if "block_size" in reason:
+        assert "optimizer beta1 is 0.9 in it and 0.5 here" in str(caught.value)
+        assert str(caught.value).count("block_size") == 1 and "weight_decay" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "shampoo"])
+def test_tensors_of_an_optimizer_that_do_not_fit_are_all_named(make_state, batches, tmp_path: Path, name: str) -> None:
+    config = OptimizerConfig(name=name)
+    train(make_state(config), batches, config, replace(CONFIG, steps=1), tmp_path)
+    path = tmp_path / "checkpoint-1" / "optimizer.safetensors"
+    tensors = load_file(path)
+    first, second, *_ = (key for key in tensors if not key.endswith("/step"))
+    tensors["extra/step"] = tensors.pop(first)
+    tensors[second] = torch.zeros(2, 3, 2)
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError) as caught:
+        make_state(config).load(tmp_path / "checkpoint-1")
+    for reason in (f"{first} is missing", "extra/step is unknown", f"{second} has shape [2, 3, 2]"):
+        assert f"optimizer {reason}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "shampoo"])
+def test_weight_decay_can_change_between_checkpoint_and_run(make_state, batches, tmp_path: Path, name: str) -> None:
+    before, after = (OptimizerConfig(name=name, weight_decay=decay) for decay in (0.0, 0.5))
+    trained = train(make_state(before), batches, before, replace(CONFIG, steps=2), tmp_path)
+    state = make_state(after)
+    state.load(tmp_path / "checkpoint-2")
+    assert [group["weight_decay"] for group in state.optimizer.param_groups] == [0.5, 0.0]
+    expected, found = state_tensors(trained.optimizer), state_tensors(state.optimizer)
+    assert expected.keys() == found.keys() and all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_a_checkpoint_that_says_nothing_of_its_optimizer_is_of_adamw(make_state, batches, tmp_path: Path) -> None:
+    train(make_state(), batches, OPTIMIZER, CONFIG, tmp_path)
+    (tmp_path / "checkpoint-6" / "state.json").write_text('{"step": 6}\n')
+    state = make_state()
+    state.load(tmp_path / "checkpoint-6")
+    assert (state.step, state.plateau) == (6, PlateauState())
+
+
+def test_a_checkpoint_from_before_the_first_update_loads(make_state, tmp_path: Path) -> None:
+    make_state().save(tmp_path, keep=1)
+    state = make_state()
+    state.load(tmp_path / "checkpoint-0")
+    assert state.step == 0 and not state_tensors(state.optimizer)
 
 
 def test_ctrl_c_works_as_before_afterwards(make_state, batches, tmp_path: Path) -> None:

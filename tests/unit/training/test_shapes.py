@@ -1,5 +1,6 @@
 """The recipe of the embedded model, run whole at the smallest size."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def _tiny() -> ShapesConfig:
 
 def test_the_recipe_ends_in_a_model_that_loads(tmp_path: Path) -> None:
     folder = run(_tiny(), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
+    assert {"eval_loss", "seen", "unseen"} <= rows[-1].keys() and rows[-1]["eval_loss"] > 0
     model, vqgan = DalleBart.from_pretrained(folder), VQGAN.from_pretrained(folder / "vqgan")
     processor = DalleBartProcessor.from_pretrained(folder)
     tokens = model.generate(**processor("a red circle"), generator=torch.Generator().manual_seed(0))

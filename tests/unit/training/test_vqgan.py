@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dalle_torch.config import CropPhase, OptimizerConfig, VQGANTrainingConfig
+from dalle_torch.config import CropPhase, OptimizerConfig, ShampooConfig, VQGANTrainingConfig
 from dalle_torch.data.synthetic import render, sample_scenes
 from dalle_torch.models.configuration import VQGANConfig
 from dalle_torch.models.vqgan import VQGAN
@@ -29,9 +29,23 @@ def _flat(start: int, count: int) -> np.ndarray:
     return np.broadcast_to(pictures, (count, 16, 16, 3)).astype(np.uint8)
 
 
-def test_it_learns_and_saves(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        OptimizerConfig(lr=3e-3, warmup_steps=5),
+        OptimizerConfig(name="adafactor", lr=1e-2, warmup_steps=5),
+        OptimizerConfig(
+            name="shampoo",
+            lr=3e-3,
+            warmup_steps=5,
+            shampoo=ShampooConfig(block_size=32, start_preconditioning_step=10),
+        ),
+    ],
+    ids=lambda config: config.name,
+)
+def test_it_learns_and_saves(tmp_path: Path, optimizer: OptimizerConfig) -> None:
     config = VQGANTrainingConfig(
-        optimizer=OptimizerConfig(lr=3e-3, warmup_steps=5),
+        optimizer=optimizer,
         phases=[CropPhase(steps=70, batch_size=8, crop=16)],
         continuous_steps=20,
         restart_every=10,
@@ -58,6 +72,11 @@ def test_an_interruption_leaves_a_model(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train_vqgan(_model(), source, config, tmp_path)
     VQGAN.from_pretrained(tmp_path / "vqgan")
+
+
+def test_a_schedule_that_needs_evaluations_is_refused() -> None:
+    with pytest.raises(ValueError, match="optimizer.schedule=plateau needs evaluations"):
+        VQGANTrainingConfig(optimizer=OptimizerConfig(schedule="plateau"))
 
 
 def test_residual_branches_start_at_zero() -> None:
