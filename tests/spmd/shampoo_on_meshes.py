@@ -25,6 +25,7 @@ SETTINGS: dict[str, Any] = {
     "lr": 0.05, "block_size": 8, "merge_small_dims_block_size": 16, "start_preconditioning_step": 3,
     "preconditioning_compute_steps": 3, "skip_preconditioning_dim_size_gt": 32, "root_method": "newton",
 }  # fmt: skip
+SELDOM = {"statistics_compute_steps": 2}
 STEPS = 8
 HALF = 4
 
@@ -55,7 +56,7 @@ def give_gradients(named: Mapping[str, nn.Parameter], optimizer: torch.optim.Opt
 class MeshRun:
     """The parameters and their optimizer on a mesh."""
 
-    def __init__(self, dp: int, mp: int, values: Mapping[str, Tensor]) -> None:
+    def __init__(self, dp: int, mp: int, values: Mapping[str, Tensor], **settings: Any) -> None:
         import numpy as np
         import torch_xla
         from torch_xla.distributed import spmd
@@ -77,7 +78,7 @@ class MeshRun:
         for parameter in self.parameters.values():
             spmd.mark_sharding(parameter, mesh, spec_of(parameter))
         self.optimizer = DistributedShampoo(
-            self.parameters.items(), **SETTINGS, sharding=Watched(mesh, spec_of)
+            self.parameters.items(), **SETTINGS | settings, sharding=Watched(mesh, spec_of)
         )
         self.optimizer.prepare()
         torch_xla.sync()
@@ -149,6 +150,11 @@ def main(folder: Path) -> None:
     for step in range(HALF, STEPS):
         resumed.step(step)
     save_file(resumed.values(), folder / "resumed.safetensors")
+    # Roots are due in steps that take no statistics.
+    seldom = MeshRun(*MESHES[1], start(), **SELDOM)
+    for step in range(STEPS):
+        seldom.step(step)
+    save_file(seldom.values(), folder / "seldom.safetensors")
 
 
 if __name__ == "__main__":

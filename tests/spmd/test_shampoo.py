@@ -13,7 +13,7 @@ from torch import nn
 
 import dalle_torch
 from dalle_torch.optim import DistributedShampoo
-from tests.spmd.shampoo_on_meshes import MESHES, SETTINGS, STEPS, give_gradients, start
+from tests.spmd.shampoo_on_meshes import MESHES, SELDOM, SETTINGS, STEPS, give_gradients, start
 
 NAMES = [f"{dp}x{mp}" for dp, mp in MESHES]
 
@@ -61,6 +61,20 @@ def test_a_mesh_trains_as_one_device_does(folder: Path, on_one_device: Any, run:
         # One matrix of few gradients has no root yet, here as there.
         failures = {name: int(optimizer.state[parameter]["root_failures"]) for name, parameter in named.items()}
         assert report(folder, run)["failures"] == failures
+
+
+@pytest.mark.xla
+def test_statistics_may_be_taken_more_seldom_than_roots(folder: Path) -> None:
+    named = {name: nn.Parameter(value) for name, value in start().items()}
+    optimizer = DistributedShampoo(named.items(), **SETTINGS | SELDOM)
+    for step in range(STEPS):
+        give_gradients(named, optimizer, step)
+        optimizer.step()
+    found, before = load_file(folder / "seldom.safetensors"), start()
+    for name, parameter in named.items():
+        value = parameter.detach()
+        # As above.
+        assert (found[name] - value).norm() <= 1e-3 * (value - before[name]).norm(), name
 
 
 @pytest.mark.xla

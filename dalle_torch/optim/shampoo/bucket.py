@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dalle_torch.optim.shampoo.blocking import merged_shape, regions
 from dalle_torch.optim.shampoo.grafting import keeps_diagonal, norms
-from dalle_torch.optim.shampoo.options import ShampooOptions
+from dalle_torch.optim.shampoo.options import STRUCTURAL, ShampooOptions
 from dalle_torch.optim.shampoo.preconditioner import RegionMatrices
 from dalle_torch.optim.shampoo.sharding import Sharding
 from dalle_torch.optim.shampoo.update import Now, Run, step, step_in_one_pass, without_nonfinite
@@ -49,6 +49,8 @@ class Bucket:
     ) -> None:
         first = parameters[0]
         self.parameters = parameters
+        self.options = options
+        self.compile = compile
         self.sharding = sharding
         self.updates = 0
         self.merged = preconditioned_shape(first.shape, options)
@@ -99,6 +101,28 @@ class Bucket:
             name: stack[index * blocks : (index + 1) * blocks] if blocks else stack[index]
             for name, stack, blocks in self.tensors()
         }
+
+    def changed(self, options: ShampooOptions) -> list[str]:
+        """What the state was made with and `options` no longer say, each with both values."""
+        return [
+            f"{name}={getattr(options, name)!r}, and its state was made with {getattr(self.options, name)!r}"
+            for name in STRUCTURAL
+            if getattr(options, name) != getattr(self.options, name)
+        ]
+
+    def parted(self) -> list["Bucket"]:
+        """Itself, or two where some parameters have a gradient and some have none: from here on their clocks differ."""
+        sides: tuple[list[int], list[int]] = ([], [])
+        for index, parameter in enumerate(self.parameters):
+            sides[parameter.grad is None].append(index)
+        if not all(sides):
+            return [self]
+        parts = []
+        for side in sides:
+            part = Bucket([self.parameters[index] for index in side], self.options, self.sharding, self.compile)
+            part.load([self.state_of(index) for index in side])
+            parts.append(part)
+        return parts
 
     def load(self, states: Sequence[Mapping[str, Tensor]]) -> None:
         """Take over the state of the L parameters, each as `state_of` names it."""

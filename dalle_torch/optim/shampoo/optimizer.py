@@ -149,7 +149,9 @@ class DistributedShampoo(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if group["start_preconditioning_step"] is None:
-            group["start_preconditioning_step"] = max(group["preconditioning_compute_steps"] + 1, 101)
+            interval = group["preconditioning_compute_steps"]
+            # What is no number is told below, with all else that is out of range.
+            group["start_preconditioning_step"] = max(interval + 1, 101) if isinstance(interval, int) else 101
         try:
             ShampooOptions.of_group(group)
             saving.check_parameters(self.param_groups)
@@ -177,7 +179,8 @@ class DistributedShampoo(torch.optim.Optimizer):
             closure: computes the loss and its gradients; what it returns is returned.
 
         Raises:
-            ValueError: gradients are sparse or complex, or a setting was changed to something out of range.
+            ValueError: gradients are sparse or complex, or a setting was changed to something out of range, or changed
+                after the state was made of it.
         """
         loss = None
         if closure is not None:
@@ -187,6 +190,7 @@ class DistributedShampoo(torch.optim.Optimizer):
         for index, group in enumerate(self.param_groups):
             options = ShampooOptions.of_group(group)
             self._place(index, [parameter for parameter in group["params"] if parameter.grad is not None])
+            self._part(index, options)
             due = []
             for bucket in self._buckets[index]:
                 if bucket.has_gradients:
@@ -267,6 +271,16 @@ class DistributedShampoo(torch.optim.Optimizer):
         self._show(new)
         self._buckets[index] += new
         return new
+
+    def _part(self, index: int, options: ShampooOptions) -> None:
+        """Give parameters that have no gradient now a clock of their own, beside those of their shape that have one."""
+        before = self._buckets[index]
+        if changed := {problem for bucket in before for problem in bucket.changed(options)}:
+            raise ValueError(f"parameter group {index} was changed to {'; '.join(sorted(changed))}: leave it as it was")
+        after = [part for bucket in before for part in bucket.parted()]
+        if len(after) != len(before):
+            self._buckets[index] = after
+            self._show(after)
 
     def _update_roots(self, group: Mapping[str, Any], options: ShampooOptions, due: list[Bucket]) -> None:
         method = options.root_method

@@ -6,6 +6,7 @@ Owns: `ShampooOptions`, one parameter group's settings. Does not own: what they 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from torch import Tensor
@@ -15,6 +16,11 @@ RootMethod = Literal["auto", "newton", "eigh"]
 
 ADJUSTABLE = frozenset({"lr", "weight_decay", "root_method", "skip_nonfinite_gradients"})
 """What a saved state may differ in from the optimizer that loads it."""
+STRUCTURAL = (
+    "block_size", "merge_small_dims_block_size", "skip_preconditioning_dim_size_gt",
+    "best_effort_shape_interpretation", "best_effort_memory_usage_reduction", "graft_type",
+)  # fmt: skip
+"""What decides which tensors the state is made of, so that it cannot change once there is state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +63,9 @@ class ShampooOptions:
             # Its value stays on its device: reading it would wait for that.
             if self.lr.numel() != 1:
                 problems.append(f"lr of shape {list(self.lr.shape)}: give a number or a tensor of one")
-        elif not (math.isfinite(self.lr) and self.lr >= 0):
+        elif isinstance(self.lr, bool) or not isinstance(self.lr, Real):
+            problems.append(f"lr={self.lr!r}, which must be a number")
+        elif not (math.isfinite(float(self.lr)) and float(self.lr) >= 0):
             problems.append(f"lr={self.lr}, which must be at least 0 and finite")
         for names, allowed, bound in _BOUNDS:
             for name in names:
@@ -65,8 +73,7 @@ class ShampooOptions:
                 whole = isinstance(getattr(ShampooOptions, name), int)
                 if value is None and name == "clip_by_scaled_gradient_norm":
                     continue
-                kinds = (int,) if whole else (int, float)
-                if isinstance(value, bool) or not isinstance(value, kinds):
+                if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
                     problems.append(f"{name}={value!r}, which must be {'a whole number' if whole else 'a number'}")
                 elif not allowed(value):
                     problems.append(f"{name}={value}, which must {bound}")
@@ -93,6 +100,7 @@ class ShampooOptions:
 
 
 _BOUNDS = (
+    (("exponent_override",), lambda value: 0 <= value <= 64, "lie in [0, 64]"),
     (("beta1",), lambda value: 0 <= value < 1, "lie in [0, 1)"),
     (("beta2",), lambda value: 0 < value <= 1, "lie in (0, 1]; 1 adds up without forgetting"),
     (("diagonal_epsilon", "weight_decay"), lambda value: 0 <= value < math.inf, "be at least 0"),
@@ -107,7 +115,7 @@ _BOUNDS = (
         "be at least 1",
     ),
     (
-        ("start_preconditioning_step", "exponent_override", "skip_preconditioning_dim_size_gt"),
+        ("start_preconditioning_step", "skip_preconditioning_dim_size_gt"),
         lambda value: value >= 0,
         "be at least 0",
     ),

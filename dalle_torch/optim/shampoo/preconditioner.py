@@ -171,7 +171,8 @@ def _batches(stacks: Sequence[_Stack]) -> Iterator[list[_Stack]]:
 
 def _update_batch(batch: Sequence[_Stack], problem: RootProblem, method: Method) -> None:
     sharding = batch[0].sharding
-    together = torch.cat([stack.statistics for stack in batch]) if len(batch) > 1 else batch[0].statistics.clone()
+    # A copy of one stack that nothing was done to in this step would keep its layout on torch_xla; a product has none.
+    together = torch.cat([stack.statistics for stack in batch]) if len(batch) > 1 else batch[0].statistics * 1.0
     roots, failed = inverse_roots(sharding.constrain(together, "roots"), problem, method)
     lengths = [len(stack.statistics) for stack in batch]
     for stack, new, bad in zip(batch, roots.split(lengths), failed.split(lengths), strict=True):
