@@ -13,6 +13,7 @@ so hosts that share a folder need not talk to each other.
 Owns: these files and their checks; where they lie (a folder here, or a URL). Does not own: what is in a shard.
 """
 
+import hashlib
 import json
 import os
 from collections import Counter
@@ -48,6 +49,11 @@ class Settings:
     text: str | None = None
     """Fingerprint of the tokenizer and normalisation behind the stored token ids (`TextEncoder.fingerprint`)."""
 
+    @property
+    def digest(self) -> str:
+        """Short, and another one where any field is; every record has that of its shard."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
     def differences(self, other: "Settings") -> list[str]:
         """One phrase for each field that is not equal, ours first."""
         pairs = [(item.name, getattr(self, item.name), getattr(other, item.name)) for item in fields(self)]
@@ -60,7 +66,7 @@ class ShardRecord:
 
     name: str
     source: str
-    """The part of the input that it was made from."""
+    """The part of the input that it was made from, with the folder that it lay in."""
     samples: int
     bytes: int
     sha256: str
@@ -68,6 +74,10 @@ class ShardRecord:
     """Reason -> keys of the samples that were left out."""
     offsets: list[int] = field(default_factory=list)
     """Bytes at which sample 0, `token_shard.OFFSET_STRIDE`, twice that and so on begin."""
+    source_bytes: int = -1
+    """Of the part of the input when it was read."""
+    settings: str = ""
+    """`Settings.digest` of what it was made with."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from dalle_torch.data.captions import (
 )
 from dalle_torch.data.images import EXTENSIONS, MAX_BYTES
 from dalle_torch.data.parquet import ParquetDamage, check_columns, opened_parquet, plain_columns, row_batches
+from dalle_torch.data.part_names import distinct_names, place
 from dalle_torch.data.shards import Shard, file_system, find_shards, open_shard, readable
 from dalle_torch.data.tar import DUPLICATE, TOO_LARGE, TarDamage, TarReader
 
@@ -75,6 +76,16 @@ class Part(Protocol):
         ...
 
     @property
+    def origin(self) -> str:
+        """`source` with the folder that it lies in, which tells it from others of its name; equal on every host."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes that it is read from, without the pictures of a folder."""
+        ...
+
+    @property
     def weight(self) -> float:
         """How much of the whole it is, in bytes: for the time left."""
         ...
@@ -102,6 +113,7 @@ def find_parts(inputs: Sequence[str], caption_key: str | None, image_key: str, l
         OSError, ValueError: as `find_shards`.
     """
     parts: list[Part] = []
+    urls: list[str] = []
     patterns = []
     for name in inputs:
         folder = _image_folder(name)
@@ -109,16 +121,16 @@ def find_parts(inputs: Sequence[str], caption_key: str | None, image_key: str, l
             patterns.append(name)
         else:
             parts += _folder_parts(folder, caption_key, lines_a_part)
+            urls += [folder] * (len(parts) - len(urls))
     shards = find_shards(patterns) if patterns else []
     for shard in shards:
         if shard.is_parquet:
             parts.append(ParquetPart(shard.stem, shard, caption_key, image_key))
         else:
             parts.append(TarPart(shard.stem, shard, caption_key))
-    if len({part.name for part in parts}) < len(parts):
-        # Files of the same name in several folders.
-        for index, part in enumerate(parts):
-            part.name = f"{index:05d}-{part.name}"
+    urls += [shard.url for shard in shards]
+    for part, name in zip(parts, distinct_names([part.name for part in parts], urls), strict=True):
+        part.name = name
     return sorted(parts, key=lambda part: part.name)
 
 
@@ -140,6 +152,14 @@ class TarPart:
     @property
     def source(self) -> str:
         return self.shard.name
+
+    @property
+    def origin(self) -> str:
+        return place(self.shard.url, 2)
+
+    @property
+    def size(self) -> int:
+        return self.shard.size
 
     @property
     def weight(self) -> float:
@@ -205,6 +225,14 @@ class ParquetPart:
         return self.shard.name
 
     @property
+    def origin(self) -> str:
+        return place(self.shard.url, 2)
+
+    @property
+    def size(self) -> int:
+        return self.shard.size
+
+    @property
     def weight(self) -> float:
         return self.shard.size
 
@@ -255,6 +283,7 @@ class FolderPart:
     first: int
     offset: int
     lines: int
+    size: int
     position: float = 0.0
 
     @property
@@ -264,6 +293,10 @@ class FolderPart:
     @property
     def source(self) -> str:
         return f"{PurePosixPath(self.folder).name}/{METADATA}:{self.first}+{self.lines}"
+
+    @property
+    def origin(self) -> str:
+        return f"{place(self.folder, 2)}/{METADATA}:{self.first}+{self.lines}"
 
     def samples(self) -> Iterator[RawSample | Skip]:
         url = f"{self.folder}/{METADATA}"
@@ -312,23 +345,23 @@ def _image_folder(name: str) -> str | None:
 
 def _folder_parts(folder: str, caption_key: str | None, lines_a_part: int) -> list[Part]:
     url = f"{folder}/{METADATA}"
-    parts: list[tuple[int, int, int]] = []
+    parts: list[tuple[int, int, int, int]] = []
     with open_shard(url) as file, readable(url, keep=(ValueError,)):
         first = offset = count = 0
         end = 0
         for end, _ in _lines(file, 0):
             count += 1
             if count - first == lines_a_part:
-                parts.append((first, offset, count - first))
+                parts.append((first, offset, count - first, end - offset))
                 first, offset = count, end
         if count > first:
-            parts.append((first, offset, count - first))
+            parts.append((first, offset, count - first, end - offset))
     if not parts:
         raise ValueError(f"{url} has no lines")
     name = PurePosixPath(folder.replace("\\", "/")).name or "folder"
     return [
-        FolderPart(f"{name}-{index:05d}", folder, caption_key, first, offset, lines)
-        for index, (first, offset, lines) in enumerate(parts)
+        FolderPart(f"{name}-{index:05d}", folder, caption_key, first, offset, lines, size)
+        for index, (first, offset, lines, size) in enumerate(parts)
     ]
 
 

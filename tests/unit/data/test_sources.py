@@ -172,8 +172,28 @@ def test_a_caption_that_does_not_exist_is_told_at_once(tmp_path):
 def test_files_of_one_name_in_two_folders_become_two_shards(tmp_path):
     for folder in ("x", "y"):
         good_tar(tmp_path / folder / "0.tar", 1)
-    assert [part.name for part in parts_of(tmp_path / "x", tmp_path / "y")] == ["00000-0", "00001-0"]
+    assert [part.name for part in parts_of(tmp_path / "x", tmp_path / "y")] == ["x-0", "y-0"]
     assert [part.name for part in parts_of(tmp_path / "x")] == ["0"]
+    for folder in ("p/x", "q/x", "p/y"):
+        good_tar(tmp_path / folder / "0.tar", 1)
+        good_tar(tmp_path / folder / "only-p-y.tar" if folder == "p/y" else tmp_path / folder / "1.tar", 1)
+    names = [part.name for part in parts_of(tmp_path / "p" / "x", tmp_path / "q" / "x", tmp_path / "p" / "y")]
+    assert names == ["only-p-y", "p-x-0", "p-x-1", "q-x-0", "q-x-1", "y-0"]
+    (tmp_path / "x" / "0.parquet").write_bytes(b"")
+    first, second = [part.name for part in parts_of(tmp_path / "x")]
+    assert first != second and first.endswith(("-0", "0-" + first[-8:]))
+
+
+def test_parts_tell_where_they_are_from(tmp_path, monkeypatch):
+    path = good_tar(tmp_path / "x" / "0.tar", 1)
+    monkeypatch.chdir(tmp_path / "x")
+    for name in (path, "0.tar", f"file://{path}"):
+        (part,) = parts_of(name)
+        assert (part.origin, part.source, part.size) == ("x/0.tar", "0.tar", path.stat().st_size)
+    jsonl(tmp_path / "x" / "metadata.jsonl", [{"file_name": f"{n}.jpg", "text": "x"} for n in range(3)])
+    first, second = parts_of(".", lines_a_part=2)
+    assert second.origin == f"{tmp_path.name}/x/metadata.jsonl:2+1"
+    assert (first.size, second.size) == (72, 36)
 
 
 @pytest.mark.parametrize(
