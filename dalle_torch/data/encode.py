@@ -40,6 +40,13 @@ BAD_SAMPLES_GRACE: Final = 1000
 """Samples that are seen before too many bad ones among them end a run early."""
 
 
+MANIFEST_SECONDS: Final = 60.0
+"""After so long the manifest is written again with the next shard."""
+
+_SHOWN: Final = 5
+"""Bad samples that an error names."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncodeOptions:
     """How the work is done; none of it shows in the shards, but for `caption_key`."""
@@ -149,6 +156,7 @@ def encode(
     if report.kept:
         logger.info("%d of %d shards are there already", report.kept, len(mine))
     expected = [f"{part.name}.tar" for part in parts]
+    running = _RunningManifest(folder, settings, expected)
     started = time.monotonic()
     try:
         _encode_parts(
@@ -159,7 +167,7 @@ def encode(
             options,
             report,
             ratio,
-            settings,
+            running,
         )
     except BaseException:
         with suppress(Exception):
@@ -167,7 +175,31 @@ def encode(
         raise
     report.seconds = time.monotonic() - started
     report.manifest = folder.write_manifest(settings, expected)
+    if report.manifest.complete and not report.manifest.samples:
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in report.manifest.skipped.items())
+        raise ValueError(
+            f"{folder} is complete without a single sample (parts of the input: {len(parts)}, first {parts[0].origin}; "
+            f"skipped: {reasons or 'nothing'}). Check what the input holds"
+        )
     return report
+
+
+class _RunningManifest:
+    """Writes the manifest while the work goes on, so that little is missing from it when the process is killed."""
+
+    def __init__(self, folder: ShardFolder, settings: Settings, expected: Sequence[str]) -> None:
+        self.folder, self.settings, self.expected = folder, settings, expected
+        self.due = time.monotonic() + MANIFEST_SECONDS
+
+    def committed(self) -> None:
+        """A shard was committed; the manifest is written where its time has come."""
+        started = time.monotonic()
+        if started < self.due:
+            return
+        self.folder.write_manifest(self.settings, self.expected)
+        # Behind a URL, reading many records takes long: at most a twentieth of the time goes into it.
+        ended = time.monotonic()
+        self.due = ended + max(MANIFEST_SECONDS, 20 * (ended - started))
 
 
 def _encode_parts(
@@ -178,7 +210,7 @@ def _encode_parts(
     options: EncodeOptions,
     report: EncodeReport,
     ratio: "_BadRatio",
-    settings: Settings,
+    manifest: "_RunningManifest",
 ) -> None:
     # Enough to keep the network busy across the end of a part, and few enough to bound memory.
     ahead = 2 * options.batch_size + options.threads
@@ -187,10 +219,13 @@ def _encode_parts(
             name = f"{part.name}.tar"
             folder.clean(name)
             with folder.writing(name) as path:
-                record = _encode_part(part, outcomes, path, vqgan, options.batch_size, report, shown, settings.digest)
+                record = _encode_part(
+                    part, outcomes, path, vqgan, options.batch_size, report, shown, manifest.settings.digest
+                )
                 ratio.add(record)
-                ratio.check(last=part is todo[-1])
+                ratio.check(record, last=part is todo[-1])
             folder.write_record(record)
+            manifest.committed()
             report.shards += 1
             shown.finish(part)
 
@@ -332,13 +367,22 @@ class _BadRatio:
         self.good += record.samples
         self.bad.update({reason: len(keys) for reason, keys in record.skipped.items()})
 
-    def check(self, *, last: bool) -> None:
+    def check(self, record: ShardRecord, *, last: bool) -> None:
+        """Raises ValueError where too many are bad, with some of those of `record`, which was added last."""
         bad = self.bad.total()
         seen = self.good + bad
         if bad > self.bound * (seen if last else max(seen, BAD_SAMPLES_GRACE)):
             reasons = ", ".join(f"{reason}: {count:,}" for reason, count in self.bad.most_common())
+            named = [f"{_short(key)} ({reason})" for reason, keys in record.skipped.items() for key in keys]
             raise ValueError(
                 f"{bad:,} of {seen:,} samples ({bad / seen:.1%}) cannot be used ({reasons}), more than "
-                f"max_bad_fraction={self.bound:g} allows; shards before this one stay, and records/*.json name the "
-                "samples (DALLE_TORCH_LOG=debug prints each)"
+                f"max_bad_fraction={self.bound:g} allows; in {record.source}: {', '.join(named[:_SHOWN])}"
+                f"{', ...' if len(named) > _SHOWN else ''}. Shards before this one stay; DALLE_TORCH_LOG=debug prints "
+                "each sample"
             )
+
+
+def _short(key: str) -> str:
+    """A key of an input that nobody checked, for a line."""
+    text = ascii(key)[1:-1]
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -2,13 +2,14 @@
 
 A folder written by `encode`:
 
-    manifest.json           format, settings, totals, and every shard's record; rewritten whenever a shard is committed
+    manifest.json           format, settings, totals, and every shard's record; rewritten now and then, and at the end
     records/NAME.json       one shard: source, samples, bytes, sha256, skipped samples by reason
     NAME.tar                webdataset: KEY.txt the caption, KEY.npy the codes (uint16 [T]), KEY.json what is known,
                             and, where a tokenizer was given, KEY.tokens.npy (uint16 or int32, unpadded)
 
 The record is written last: a shard without one is not committed. Records are what counts, the manifest is their sum,
-so hosts that share a folder need not talk to each other.
+so hosts that share a folder need not talk to each other. After a host was killed the manifest may lack the shards of
+its last minute, until the command is run again.
 
 Owns: these files and their checks; where they lie (a folder here, or a URL). Does not own: what is in a shard.
 """
@@ -16,6 +17,7 @@ Owns: these files and their checks; where they lie (a folder here, or a URL). Do
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -208,8 +210,10 @@ class ShardFolder:
     def clean(self, name: str) -> None:
         """Remove what an interrupted writer of `name` may have left."""
         if not self.remote:
-            for leftover in local_path(self.url).glob(f".tmp-*-{name}"):
-                leftover.unlink(missing_ok=True)
+            ours = re.compile(r"\.tmp-[0-9a-f]{8}-" + re.escape(name))
+            for entry in local_path(self.url).iterdir():
+                if ours.fullmatch(entry.name):
+                    entry.unlink(missing_ok=True)
 
     def check_writable(self) -> None:
         """Raises OSError, before hours are spent, where nothing can be written."""

@@ -207,6 +207,42 @@ def test_what_a_killed_writer_left_is_removed(tars, tmp_path, vqgan):
     assert not [name for name in files(tmp_path / "out") if ".tmp" in name]
 
 
+def test_what_another_host_writes_is_not_removed(tars, tmp_path, vqgan):
+    (tmp_path / "out").mkdir()
+    for name in (".tmp-0123abcd-train-0.tar", ".tmp-0123abcd-0123abcd-0.tar"):
+        (tmp_path / "out" / name).write_bytes(b"at work")
+    good_tar(tmp_path / "in" / "[0].tar", 1)
+    (tmp_path / "out" / ".tmp-0123abcd-[0].tar").write_bytes(b"half")
+    run([tmp_path / "in"], tmp_path / "out", vqgan)
+    left = [name for name in files(tmp_path / "out") if ".tmp" in name]
+    assert left == [".tmp-0123abcd-0123abcd-0.tar", ".tmp-0123abcd-train-0.tar"]
+
+
+def test_a_killed_run_has_a_manifest_of_its_shards(tars, tmp_path, vqgan, monkeypatch):
+    monkeypatch.setattr(encode_module, "MANIFEST_SECONDS", 0.0)
+    monkeypatch.setattr(encode_module.time, "monotonic", lambda: 0.0)
+    write, seen = ShardFolder.write_manifest, []
+    monkeypatch.setattr(
+        ShardFolder, "write_manifest", lambda *args: seen.append(len((made := write(*args)).shards)) or made
+    )
+    run(tars, tmp_path / "out", vqgan)
+    assert seen == [1, 2, 3, 3]
+
+
+def test_a_run_without_a_single_sample_is_an_error(tmp_path, vqgan):
+    write_tar(tmp_path / "in" / "0.tar", [])
+    with pytest.raises(
+        ValueError, match=r"without a single sample \(parts of the input: 1, first in/0.tar; skipped: nothing"
+    ):
+        run([tmp_path / "in"], tmp_path / "out", vqgan)
+    write_tar(tmp_path / "in" / "1.tar", [(str(n), {"txt": b"x"}) for n in range(4)])
+    with pytest.raises(ValueError, match="skipped: no_image: 4"):
+        run([tmp_path / "in"], tmp_path / "out", vqgan, max_bad_fraction=1)
+    good_tar(tmp_path / "in" / "0.tar", 30)
+    assert run([tmp_path / "in"], tmp_path / "out", vqgan, max_bad_fraction=1).manifest.samples == 30
+    run([tmp_path / "in"], tmp_path / "two", vqgan, max_bad_fraction=1, host_index=1, host_count=2)
+
+
 def test_hosts_share_a_folder_and_write_no_shard_twice(tars, tmp_path, vqgan):
     run(tars, tmp_path / "whole", vqgan)
     reports = [run(tars, tmp_path / "out", vqgan, host_index=index, host_count=2) for index in (1, 0)]
@@ -374,6 +410,12 @@ def test_too_many_bad_samples_end_the_run_before_the_shard_is_committed(tmp_path
     ):
         run([tmp_path / "in"], tmp_path / "out", vqgan, max_bad_fraction=0.4)
     assert [name for name in files(tmp_path / "out") if name.endswith(".tar")] == ["0.tar"]
+    odd = [(name, captioned(0, jpg=b"junk")) for name in ("x\ny", "k" * 70, "ä", "d", "e", "f")]
+    write_tar(tmp_path / "odd" / "1.tar", odd)
+    with pytest.raises(ValueError) as caught:
+        run([tmp_path / "odd"], tmp_path / "other", vqgan)
+    names = ", ".join(f"{name} (image_damaged)" for name in ("x\\ny", "k" * 57 + "...", "\\xe4", "d", "e"))
+    assert f"allows; in odd/1.tar: {names}, .... Shards" in str(caught.value) and "\n" not in str(caught.value)
     monkeypatch.setattr(encode_module, "BAD_SAMPLES_GRACE", 4)
     good_tar(tmp_path / "in" / "2.tar", 40)
     with pytest.raises(ValueError, match="4 of 8 samples"):
