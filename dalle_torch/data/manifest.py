@@ -173,9 +173,19 @@ class ShardFolder:
         self.write_text(f"{RECORDS}/{record.name}.json", json.dumps(asdict(record)) + "\n")
 
     def write_manifest(self, settings: Settings, expected: Sequence[str]) -> Manifest:
-        """Sum up the records; written again until no other host has committed a shard in between."""
+        """Sum up the records; written again until no other host has committed a shard in between.
+
+        Raises:
+            ValueError: another host has committed shards made with other settings.
+        """
         records = self.records()
         while True:
+            if others := [name for name, record in records.items() if record.settings not in ("", settings.digest)]:
+                raise ValueError(
+                    f"{self.url} has shards of two settings: {others[0]} (one of {len(others)}) was made with "
+                    f"{records[others[0]].settings}, and here they are {settings.digest}. Give every host the same "
+                    "options, and remove the shards of those that had others"
+                )
             complete = all(name in records for name in expected)
             manifest = Manifest(settings=settings, shards=list(records.values()), complete=complete)
             self.write_text(MANIFEST, manifest.to_json())
