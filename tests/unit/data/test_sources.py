@@ -130,9 +130,9 @@ def test_names_in_metadata_that_are_no_file(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
-    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    (tmp_path / "null.jpg").symlink_to("/dev/null")
     (tmp_path / "good.jpg").write_bytes(picture())
-    names = ["folder.jpg", "pipe.jpg", "loop.jpg", "zero.jpg", "good.jpg/x", "nul\0.jpg", "x" * 300, "\ud800.jpg",
+    names = ["folder.jpg", "pipe.jpg", "loop.jpg", "null.jpg", "good.jpg/x", "nul\0.jpg", "x" * 300, "\ud800.jpg",
              "good.jpg"]  # fmt: skip
     jsonl(tmp_path / "metadata.jsonl", [{"file_name": name, "text": "x"} for name in names])
     decoder = Decoder(resolution=16, max_pixels=1 << 20, text=None)
