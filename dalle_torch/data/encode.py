@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -37,6 +38,13 @@ logger = get_logger(__name__)
 
 BAD_SAMPLES_GRACE: Final = 1000
 """Samples that are seen before too many bad ones among them end a run early."""
+
+
+MANIFEST_SECONDS: Final = 60.0
+"""After so long the manifest is written again with the next shard."""
+
+_SHOWN: Final = 5
+"""Bad samples that an error names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +142,8 @@ def encode(
     settings = make_settings(vqgan, text, options.caption_key)
     _check_apart(parts, folder)
     folder.check_writable()
+    # Names may change, and those are the caller's.
+    parts = [copy(part) for part in parts]
     records = _begin(folder, settings, parts)
     mine = list(parts)[options.host_index :: options.host_count]
     report = EncodeReport()
@@ -146,6 +156,7 @@ def encode(
     if report.kept:
         logger.info("%d of %d shards are there already", report.kept, len(mine))
     expected = [f"{part.name}.tar" for part in parts]
+    running = _RunningManifest(folder, settings, expected)
     started = time.monotonic()
     try:
         _encode_parts(
@@ -156,6 +167,7 @@ def encode(
             options,
             report,
             ratio,
+            running,
         )
     except BaseException:
         with suppress(Exception):
@@ -163,7 +175,31 @@ def encode(
         raise
     report.seconds = time.monotonic() - started
     report.manifest = folder.write_manifest(settings, expected)
+    if report.manifest.complete and not report.manifest.samples:
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in report.manifest.skipped.items())
+        raise ValueError(
+            f"{folder} is complete without a single sample (parts of the input: {len(parts)}, first {parts[0].origin}; "
+            f"skipped: {reasons or 'nothing'}). Check what the input holds"
+        )
     return report
+
+
+class _RunningManifest:
+    """Writes the manifest while the work goes on, so that little is missing from it when the process is killed."""
+
+    def __init__(self, folder: ShardFolder, settings: Settings, expected: Sequence[str]) -> None:
+        self.folder, self.settings, self.expected = folder, settings, expected
+        self.due = time.monotonic() + MANIFEST_SECONDS
+
+    def committed(self) -> None:
+        """A shard was committed; the manifest is written where its time has come."""
+        started = time.monotonic()
+        if started < self.due:
+            return
+        self.folder.write_manifest(self.settings, self.expected)
+        # Behind a URL, reading many records takes long: at most a twentieth of the time goes into it.
+        ended = time.monotonic()
+        self.due = ended + max(MANIFEST_SECONDS, 20 * (ended - started))
 
 
 def _encode_parts(
@@ -174,6 +210,7 @@ def _encode_parts(
     options: EncodeOptions,
     report: EncodeReport,
     ratio: "_BadRatio",
+    manifest: "_RunningManifest",
 ) -> None:
     # Enough to keep the network busy across the end of a part, and few enough to bound memory.
     ahead = 2 * options.batch_size + options.threads
@@ -182,10 +219,13 @@ def _encode_parts(
             name = f"{part.name}.tar"
             folder.clean(name)
             with folder.writing(name) as path:
-                record = _encode_part(part, outcomes, path, vqgan, options.batch_size, report, shown)
+                record = _encode_part(
+                    part, outcomes, path, vqgan, options.batch_size, report, shown, manifest.settings.digest
+                )
                 ratio.add(record)
-                ratio.check(last=part is todo[-1])
+                ratio.check(record, last=part is todo[-1])
             folder.write_record(record)
+            manifest.committed()
             report.shards += 1
             shown.finish(part)
 
@@ -200,19 +240,53 @@ def _check_apart(parts: Sequence[Part], folder: ShardFolder) -> None:
 def _begin(folder: ShardFolder, settings: Settings, parts: Sequence[Part]) -> dict[str, ShardRecord]:
     """The shards that are committed, after a check that they belong to the same work."""
     manifest = folder.manifest()
-    if manifest is not None and (found := settings.differences(manifest.settings)):
-        raise ValueError(f"{folder} was made with other settings: here {'; '.join(found)} as there. Use another folder")
     records = folder.records()
-    sources = {f"{part.name}.tar": part.source for part in parts}
-    foreign = [name for name, record in records.items() if name in sources and record.source != sources[name]]
-    if foreign:
-        one = foreign[0]
+    found = [] if manifest is None else settings.differences(manifest.settings)
+    if found and records:
+        raise ValueError(f"{folder} was made with other settings: here {'; '.join(found)} as there. Use another folder")
+    if others := [name for name, record in records.items() if record.settings != settings.digest]:
         raise ValueError(
-            f"{folder} was made from other input: {one} comes from {records[one].source} and not from {sources[one]}. "
-            "Use another folder"
+            f"{folder} was made with other settings: the record of {others[0]} (one of {len(others)}) names settings "
+            f"{records[others[0]].settings or 'none'}, and here they are {settings.digest}. Use another folder"
         )
-    if manifest is None:
+    records = _matched(folder, records, parts)
+    if manifest is None or found:
+        # Settings without shards bind nobody.
         folder.write_text(MANIFEST, Manifest(settings=settings, shards=[], complete=False).to_json())
+    return records
+
+
+def _matched(folder: ShardFolder, records: dict[str, ShardRecord], parts: Sequence[Part]) -> dict[str, ShardRecord]:
+    """`records` without those of parts that are to be done again; parts are renamed to the shards made of them.
+
+    Raises:
+        ValueError: a shard of a part's name was made from something else.
+    """
+    names = {record.source: name for name, record in records.items()}
+    origins = Counter(part.origin for part in parts)
+    for part in parts:
+        if f"{part.name}.tar" not in records or records[f"{part.name}.tar"].source != part.origin:
+            # Which names a run gives depends on the other inputs; a shard keeps the one that it was made under.
+            name = names.get(part.origin)
+            if name is not None and origins[part.origin] == 1:
+                part.name = name.removesuffix(".tar")
+            elif name is not None and name not in {f"{other.name}.tar" for other in parts}:
+                raise ValueError(
+                    f"{folder}: {name} was made from {part.origin}, which {origins[part.origin]} of the inputs are "
+                    "called. Use another folder for each"
+                )
+        record = records.get(f"{part.name}.tar")
+        if record is None or (record.source, record.source_bytes) == (part.origin, part.size):
+            continue
+        if record.source == part.origin and (SHARD_DAMAGED in record.skipped or not record.samples):
+            logger.info("%s has changed since it was found damaged, and is encoded again", part.origin)
+            records = {name: other for name, other in records.items() if name != record.name}
+            continue
+        raise ValueError(
+            f"{folder} was made from other input: {record.name} comes from {record.source} ({record.source_bytes:,} "
+            f"bytes) and not from {part.origin} ({part.size:,} bytes). Use another folder, give all inputs in one "
+            f"command, or remove {record.name} to have it made again"
+        )
     return records
 
 
@@ -224,6 +298,7 @@ def _encode_part(
     batch_size: int,
     report: EncodeReport,
     shown: EncodeProgress,
+    settings: str,
 ) -> ShardRecord:
     skipped: dict[str, list[str]] = {}
     samples = 0
@@ -236,12 +311,14 @@ def _encode_part(
     report.skipped.update({reason: len(keys) for reason, keys in skipped.items()})
     return ShardRecord(
         name=f"{part.name}.tar",
-        source=part.source,
+        source=part.origin,
         samples=samples,
         bytes=path.stat().st_size,
         sha256=sha256_of(path),
         skipped=skipped,
         offsets=shard.offsets,
+        source_bytes=part.size,
+        settings=settings,
     )
 
 
@@ -290,13 +367,22 @@ class _BadRatio:
         self.good += record.samples
         self.bad.update({reason: len(keys) for reason, keys in record.skipped.items()})
 
-    def check(self, *, last: bool) -> None:
+    def check(self, record: ShardRecord, *, last: bool) -> None:
+        """Raises ValueError where too many are bad, with some of those of `record`, which was added last."""
         bad = self.bad.total()
         seen = self.good + bad
         if bad > self.bound * (seen if last else max(seen, BAD_SAMPLES_GRACE)):
             reasons = ", ".join(f"{reason}: {count:,}" for reason, count in self.bad.most_common())
+            named = [f"{_short(key)} ({reason})" for reason, keys in record.skipped.items() for key in keys]
             raise ValueError(
                 f"{bad:,} of {seen:,} samples ({bad / seen:.1%}) cannot be used ({reasons}), more than "
-                f"max_bad_fraction={self.bound:g} allows; shards before this one stay, and records/*.json name the "
-                "samples (DALLE_TORCH_LOG=debug prints each)"
+                f"max_bad_fraction={self.bound:g} allows; in {record.source}: {', '.join(named[:_SHOWN])}"
+                f"{', ...' if len(named) > _SHOWN else ''}. Shards before this one stay; DALLE_TORCH_LOG=debug prints "
+                "each sample"
             )
+
+
+def _short(key: str) -> str:
+    """A key of an input that nobody checked, for a line."""
+    text = ascii(key)[1:-1]
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -2,19 +2,22 @@
 
 A folder written by `encode`:
 
-    manifest.json           format, settings, totals, and every shard's record; rewritten whenever a shard is committed
+    manifest.json           format, settings, totals, and every shard's record; rewritten now and then, and at the end
     records/NAME.json       one shard: source, samples, bytes, sha256, skipped samples by reason
     NAME.tar                webdataset: KEY.txt the caption, KEY.npy the codes (uint16 [T]), KEY.json what is known,
                             and, where a tokenizer was given, KEY.tokens.npy (uint16 or int32, unpadded)
 
 The record is written last: a shard without one is not committed. Records are what counts, the manifest is their sum,
-so hosts that share a folder need not talk to each other.
+so hosts that share a folder need not talk to each other. After a host was killed the manifest may lack the shards of
+its last minute, until the command is run again.
 
 Owns: these files and their checks; where they lie (a folder here, or a URL). Does not own: what is in a shard.
 """
 
+import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,6 +51,11 @@ class Settings:
     text: str | None = None
     """Fingerprint of the tokenizer and normalisation behind the stored token ids (`TextEncoder.fingerprint`)."""
 
+    @property
+    def digest(self) -> str:
+        """Short, and another one where any field is; every record has that of its shard."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
     def differences(self, other: "Settings") -> list[str]:
         """One phrase for each field that is not equal, ours first."""
         pairs = [(item.name, getattr(self, item.name), getattr(other, item.name)) for item in fields(self)]
@@ -60,7 +68,7 @@ class ShardRecord:
 
     name: str
     source: str
-    """The part of the input that it was made from."""
+    """The part of the input that it was made from, with the folder that it lay in."""
     samples: int
     bytes: int
     sha256: str
@@ -68,6 +76,10 @@ class ShardRecord:
     """Reason -> keys of the samples that were left out."""
     offsets: list[int] = field(default_factory=list)
     """Bytes at which sample 0, `token_shard.OFFSET_STRIDE`, twice that and so on begin."""
+    source_bytes: int = -1
+    """Of the part of the input when it was read."""
+    settings: str = ""
+    """`Settings.digest` of what it was made with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,9 +173,19 @@ class ShardFolder:
         self.write_text(f"{RECORDS}/{record.name}.json", json.dumps(asdict(record)) + "\n")
 
     def write_manifest(self, settings: Settings, expected: Sequence[str]) -> Manifest:
-        """Sum up the records; written again until no other host has committed a shard in between."""
+        """Sum up the records; written again until no other host has committed a shard in between.
+
+        Raises:
+            ValueError: another host has committed shards made with other settings.
+        """
         records = self.records()
         while True:
+            if others := [name for name, record in records.items() if record.settings not in ("", settings.digest)]:
+                raise ValueError(
+                    f"{self.url} has shards of two settings: {others[0]} (one of {len(others)}) was made with "
+                    f"{records[others[0]].settings}, and here they are {settings.digest}. Give every host the same "
+                    "options, and remove the shards of those that had others"
+                )
             complete = all(name in records for name in expected)
             manifest = Manifest(settings=settings, shards=list(records.values()), complete=complete)
             self.write_text(MANIFEST, manifest.to_json())
@@ -198,8 +220,10 @@ class ShardFolder:
     def clean(self, name: str) -> None:
         """Remove what an interrupted writer of `name` may have left."""
         if not self.remote:
-            for leftover in local_path(self.url).glob(f".tmp-*-{name}"):
-                leftover.unlink(missing_ok=True)
+            ours = re.compile(r"\.tmp-[0-9a-f]{8}-" + re.escape(name))
+            for entry in local_path(self.url).iterdir():
+                if ours.fullmatch(entry.name):
+                    entry.unlink(missing_ok=True)
 
     def check_writable(self) -> None:
         """Raises OSError, before hours are spent, where nothing can be written."""

@@ -4,7 +4,7 @@ Owns: splitting the input into parts (each becomes one shard), reading a part, w
 reasons for which a sample is left out before its picture is decoded. Does not own: decoding (`images`), encoding.
 """
 
-import io
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -25,14 +25,17 @@ from dalle_torch.data.captions import (
 )
 from dalle_torch.data.images import EXTENSIONS, MAX_BYTES
 from dalle_torch.data.parquet import ParquetDamage, check_columns, opened_parquet, plain_columns, row_batches
+from dalle_torch.data.parquet_rows import python_rows
+from dalle_torch.data.part_names import distinct_names, place
+from dalle_torch.data.picture_folder import METADATA, image_folder, is_file_name, lines_of
 from dalle_torch.data.shards import Shard, file_system, find_shards, open_shard, readable
 from dalle_torch.data.tar import DUPLICATE, TOO_LARGE, TarDamage, TarReader
 
-METADATA: Final = "metadata.jsonl"
 NO_IMAGE: Final = "no_image"
 SHARD_DAMAGED: Final = "shard_damaged"
 
 _PROBED = 200
+_NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _BYTES_A_PICTURE = 100_000
 """What a picture counts in a folder, whose files are not looked at before their turn."""
 
@@ -75,6 +78,16 @@ class Part(Protocol):
         ...
 
     @property
+    def origin(self) -> str:
+        """`source` with the folder that it lies in, which tells it from others of its name; equal on every host."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes that it is read from, without the pictures of a folder."""
+        ...
+
+    @property
     def weight(self) -> float:
         """How much of the whole it is, in bytes: for the time left."""
         ...
@@ -102,23 +115,24 @@ def find_parts(inputs: Sequence[str], caption_key: str | None, image_key: str, l
         OSError, ValueError: as `find_shards`.
     """
     parts: list[Part] = []
+    urls: list[str] = []
     patterns = []
     for name in inputs:
-        folder = _image_folder(name)
+        folder = image_folder(name)
         if folder is None:
             patterns.append(name)
         else:
             parts += _folder_parts(folder, caption_key, lines_a_part)
+            urls += [folder] * (len(parts) - len(urls))
     shards = find_shards(patterns) if patterns else []
     for shard in shards:
         if shard.is_parquet:
             parts.append(ParquetPart(shard.stem, shard, caption_key, image_key))
         else:
             parts.append(TarPart(shard.stem, shard, caption_key))
-    if len({part.name for part in parts}) < len(parts):
-        # Files of the same name in several folders.
-        for index, part in enumerate(parts):
-            part.name = f"{index:05d}-{part.name}"
+    urls += [shard.url for shard in shards]
+    for part, name in zip(parts, distinct_names([part.name for part in parts], urls), strict=True):
+        part.name = name
     return sorted(parts, key=lambda part: part.name)
 
 
@@ -140,6 +154,14 @@ class TarPart:
     @property
     def source(self) -> str:
         return self.shard.name
+
+    @property
+    def origin(self) -> str:
+        return place(self.shard.url, 2)
+
+    @property
+    def size(self) -> int:
+        return self.shard.size
 
     @property
     def weight(self) -> float:
@@ -205,6 +227,14 @@ class ParquetPart:
         return self.shard.name
 
     @property
+    def origin(self) -> str:
+        return place(self.shard.url, 2)
+
+    @property
+    def size(self) -> int:
+        return self.shard.size
+
+    @property
     def weight(self) -> float:
         return self.shard.size
 
@@ -221,7 +251,7 @@ class ParquetPart:
         row, rows = 0, max(parquet.metadata.num_rows, 1)
         for batch in row_batches(parquet, [self.image_key, caption, *others]):
             self.position = self.shard.size * row / rows
-            for values in batch.to_pylist():
+            for values in python_rows(batch):
                 yield self._sample(row, values, caption)
                 row += 1
 
@@ -255,6 +285,7 @@ class FolderPart:
     first: int
     offset: int
     lines: int
+    size: int
     position: float = 0.0
 
     @property
@@ -265,13 +296,17 @@ class FolderPart:
     def source(self) -> str:
         return f"{PurePosixPath(self.folder).name}/{METADATA}:{self.first}+{self.lines}"
 
+    @property
+    def origin(self) -> str:
+        return f"{place(self.folder, 2)}/{METADATA}:{self.first}+{self.lines}"
+
     def samples(self) -> Iterator[RawSample | Skip]:
         url = f"{self.folder}/{METADATA}"
         keys = KeyWatch(self.caption_key, url)
         used: set[str] = set()
         with open_shard(url) as file, readable(url, keep=(ValueError,)):
             numbers = range(self.first, self.first + self.lines)
-            for number, (_, line) in zip(numbers, _lines(file, self.offset), strict=False):
+            for number, (_, line) in zip(numbers, lines_of(file, self.offset), strict=False):
                 self.position = (number - self.first) * _BYTES_A_PICTURE
                 sample = self._sample(number, line, keys)
                 if isinstance(sample, RawSample):
@@ -289,7 +324,7 @@ class FolderPart:
         keys.saw(values)
         name = values.pop("file_name", None)
         path = PurePosixPath(name) if isinstance(name, str) else PurePosixPath()
-        if not path.name or path.is_absolute() or ".." in path.parts:
+        if not path.name or path.is_absolute() or ".." in path.parts or not is_file_name(str(path)):
             return Skip(key, NO_IMAGE, "no file_name inside the folder")
         key = safe_key(path.with_suffix("").as_posix())
         value = values.get(self.caption_key) if self.caption_key is not None else first_of(values, CAPTION_KEYS)
@@ -300,55 +335,40 @@ class FolderPart:
         return RawSample(key, lambda: _read_file(url), caption, plain_fields(values, self.caption_key))
 
 
-def _image_folder(name: str) -> str | None:
-    """The folder that `name` is, if `metadata.jsonl` is in it."""
-    name = name.removesuffix(f"/{METADATA}").rstrip("/") if name.endswith(f"/{METADATA}") else name.rstrip("/")
-    if any(char in name for char in "{*?["):
-        return None
-    fs, path = file_system(name)
-    with readable(name):
-        return name if fs.exists(f"{path}/{METADATA}") else None
-
-
 def _folder_parts(folder: str, caption_key: str | None, lines_a_part: int) -> list[Part]:
     url = f"{folder}/{METADATA}"
-    parts: list[tuple[int, int, int]] = []
+    parts: list[tuple[int, int, int, int]] = []
     with open_shard(url) as file, readable(url, keep=(ValueError,)):
         first = offset = count = 0
         end = 0
-        for end, _ in _lines(file, 0):
+        for end, _ in lines_of(file, 0):
             count += 1
             if count - first == lines_a_part:
-                parts.append((first, offset, count - first))
+                parts.append((first, offset, count - first, end - offset))
                 first, offset = count, end
         if count > first:
-            parts.append((first, offset, count - first))
+            parts.append((first, offset, count - first, end - offset))
     if not parts:
         raise ValueError(f"{url} has no lines")
     name = PurePosixPath(folder.replace("\\", "/")).name or "folder"
     return [
-        FolderPart(f"{name}-{index:05d}", folder, caption_key, first, offset, lines)
-        for index, (first, offset, lines) in enumerate(parts)
+        FolderPart(f"{name}-{index:05d}", folder, caption_key, first, offset, lines, size)
+        for index, (first, offset, lines, size) in enumerate(parts)
     ]
 
 
-def _lines(file: Any, offset: int) -> Iterator[tuple[int, bytes]]:
-    """(offset behind it, line) of every line that is not blank; one that is too long comes empty."""
-    file.seek(offset)
-    buffered = io.BufferedReader(file) if isinstance(file, io.RawIOBase) else file
-    while line := buffered.readline(MAX_JSON_BYTES + 1):
-        offset += len(line)
-        if len(line) > MAX_JSON_BYTES:
-            while not line.endswith(b"\n") and (line := buffered.readline(MAX_JSON_BYTES)):
-                offset += len(line)
-            line = b"too long"
-        if line.strip():
-            yield offset, line
-
-
 def _read_file(url: str) -> bytes:
+    """Raises FileNotFoundError where there is no picture of that name, whatever else there may be."""
     fs, path = file_system(url)
     with readable(url, keep=(FileTooLarge,)):
-        if fs.info(path)["size"] > MAX_BYTES:
-            raise FileTooLarge(f"{url} has more than {MAX_BYTES:,} bytes")
-        return bytes(fs.cat_file(path))
+        try:
+            info = fs.info(path)
+            if info["type"] != "file":  # reading a pipe might take for ever
+                raise FileNotFoundError(url)
+            if info["size"] > MAX_BYTES:
+                raise FileTooLarge(f"{url} has more than {MAX_BYTES:,} bytes")
+            return bytes(fs.cat_file(path))
+        except OSError as error:
+            if error.errno in _NO_SUCH_NAME:
+                raise FileNotFoundError(url) from error
+            raise

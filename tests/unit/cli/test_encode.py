@@ -114,6 +114,23 @@ def test_a_folder_made_otherwise(model, tars, tmp_path, capsys):
     assert "made with other settings: here vqgan " in fails(capsys, *argv)
 
 
+def test_other_files_of_the_same_names(model, tars, tmp_path, capsys):
+    good_tar(tmp_path / "b" / "0.tar", 4)
+    assert main(arguments(model, tars / "0.tar", tmp_path / "out")) == 0
+    capsys.readouterr()
+    line = fails(capsys, *arguments(model, tmp_path / "b" / "0.tar", tmp_path / "out"))
+    assert line.startswith(f"{tmp_path}/out was made from other input: 0.tar comes from in/0.tar (")
+    argv = arguments(model, tmp_path / "b" / "0.tar", tmp_path / "out")
+    assert main([argv[0], str(tars / "0.tar"), *argv[1:]]) == 0
+    assert capsys.readouterr().out.endswith("8 samples in 2 shards, complete\n")
+
+
+def test_input_without_a_sample(model, tmp_path, capsys):
+    write_tar(tmp_path / "in" / "0.tar", [])
+    line = fails(capsys, *arguments(model, tmp_path / "in", tmp_path / "out"))
+    assert line.startswith(f"{tmp_path}/out is complete without a single sample")
+
+
 def test_too_many_bad_samples(model, tars, tmp_path, capsys):
     write_tar(tars / "3.tar", [(str(n), captioned(n, jpg=b"junk")) for n in range(4)])
     line = fails(capsys, *arguments(model, tars, tmp_path / "out", "--max-bad-fraction", "0.2"))

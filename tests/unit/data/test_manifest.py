@@ -1,6 +1,7 @@
 """What a folder of shards says about itself, and what is believed of it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -28,6 +29,15 @@ def test_it_is_the_sum_of_the_records(folder, tmp_path):
     assert folder.manifest() == manifest
     assert folder.write_manifest(SETTINGS, ["1.tar", "0.tar"]).complete
     assert json.loads((tmp_path / "manifest.json").read_text())["bytes"] == 6
+
+
+def test_it_sums_up_no_shards_of_two_settings(folder, tmp_path):
+    folder.write_record(record(tmp_path, "2.tar", settings=SETTINGS.digest))
+    assert len(folder.write_manifest(SETTINGS, []).shards) == 3
+    other = replace(SETTINGS, caption_key="alt")
+    with pytest.raises(ValueError, match=rf"two settings: 2.tar \(one of 1\) was made with {SETTINGS.digest}, and"):
+        folder.write_manifest(other, [])
+    assert folder.manifest().settings == SETTINGS
 
 
 def test_a_record_counts_only_with_its_shard_whole(folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import pytest
 
@@ -14,6 +15,7 @@ from dalle_torch.data.captions import (
     read_caption,
     safe_key,
 )
+from dalle_torch.data.decoding import Decoder, decoded
 from dalle_torch.data.sources import NO_IMAGE, SHARD_DAMAGED, RawSample, Skip, check_captions, find_parts
 from dalle_torch.data.tar import DUPLICATE, TOO_LARGE
 from tests.shard_files import captioned, good_tar, jsonl, picture, write_tar
@@ -124,6 +126,22 @@ def test_a_folder_with_metadata(tmp_path):
     assert parts_of(f"{tmp_path}/metadata.jsonl")[0].name == f"{tmp_path.name}-00000"
 
 
+def test_names_in_metadata_that_are_no_file(tmp_path):
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "null.jpg").symlink_to("/dev/null")
+    (tmp_path / "good.jpg").write_bytes(picture())
+    names = ["folder.jpg", "pipe.jpg", "loop.jpg", "null.jpg", "good.jpg/x", "nul\0.jpg", "x" * 300, "\ud800.jpg",
+             "good.jpg"]  # fmt: skip
+    jsonl(tmp_path / "metadata.jsonl", [{"file_name": name, "text": "x"} for name in names])
+    decoder = Decoder(resolution=16, max_pixels=1 << 20, text=None)
+    with decoded(parts_of(tmp_path), decoder, threads=1, ahead=4) as items:
+        found = list(iter(lambda: next(items), None))
+    assert [item.reason for item in found[:-1]] == [NO_IMAGE] * 8
+    assert not isinstance(found[-1], Skip)
+
+
 def test_parquet_with_bytes_or_the_hubs_structs(tmp_path):
     images = [b"one", b"", None, b"four", b"five"]
     captions = ["a", "b", "c", None, "e"]
@@ -139,6 +157,29 @@ def test_parquet_with_bytes_or_the_hubs_structs(tmp_path):
     assert list(skipped.values()) == [NO_IMAGE, NO_IMAGE, NO_CAPTION]
     (item,), _ = read(tmp_path / "b.parquet")
     assert (item.image, item.caption, item.metadata) == (b"one", "x", {"url": "http://u"})
+
+
+def test_text_in_parquet_that_is_not_utf8(tmp_path):
+    import pyarrow as pa
+
+    def strings(*values, kind=None):
+        return pa.array(list(values), pa.binary()).view(pa.string()).cast(kind or pa.string())
+
+    bad = strings(b"good", b"caf\xe9", "ä".encode())
+    large = pa.array([b"good", b"caf\xe9", "ä".encode()], pa.large_binary()).view(pa.large_string())
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3]), bad)
+    images = pa.StructArray.from_arrays([pa.array([b"x"] * 3), bad], ["bytes", "path"])
+    numbers = pa.array([1, 2, 3])
+    for number, captions in enumerate((bad, large, lists, bad.dictionary_encode())):
+        path = write_parquet(tmp_path / f"{number}.parquet", image=images, caption=captions, n=numbers, url=bad)
+        good, skipped = read(path)
+        assert [(item.caption, item.image, item.metadata) for item in good] == [
+            ("good", b"x", {"n": 1, "url": "good"}),
+            ("ä", b"x", {"n": 3, "url": "ä"}),
+        ]
+        assert skipped == {"000000001": NOT_UTF8}
+    (good, other, _), skipped = read(write_parquet(tmp_path / "u.parquet", image=[b"x"] * 3, text=["t"] * 3, url=bad))
+    assert (good.metadata, other.metadata, skipped) == ({"url": "good"}, {}, {})
 
 
 def test_a_damaged_parquet_file_is_skipped(tmp_path):
@@ -172,8 +213,28 @@ def test_a_caption_that_does_not_exist_is_told_at_once(tmp_path):
 def test_files_of_one_name_in_two_folders_become_two_shards(tmp_path):
     for folder in ("x", "y"):
         good_tar(tmp_path / folder / "0.tar", 1)
-    assert [part.name for part in parts_of(tmp_path / "x", tmp_path / "y")] == ["00000-0", "00001-0"]
+    assert [part.name for part in parts_of(tmp_path / "x", tmp_path / "y")] == ["x-0", "y-0"]
     assert [part.name for part in parts_of(tmp_path / "x")] == ["0"]
+    for folder in ("p/x", "q/x", "p/y"):
+        good_tar(tmp_path / folder / "0.tar", 1)
+        good_tar(tmp_path / folder / "only-p-y.tar" if folder == "p/y" else tmp_path / folder / "1.tar", 1)
+    names = [part.name for part in parts_of(tmp_path / "p" / "x", tmp_path / "q" / "x", tmp_path / "p" / "y")]
+    assert names == ["only-p-y", "p-x-0", "p-x-1", "q-x-0", "q-x-1", "y-0"]
+    (tmp_path / "x" / "0.parquet").write_bytes(b"")
+    first, second = [part.name for part in parts_of(tmp_path / "x")]
+    assert first != second and first.endswith(("-0", "0-" + first[-8:]))
+
+
+def test_parts_tell_where_they_are_from(tmp_path, monkeypatch):
+    path = good_tar(tmp_path / "x" / "0.tar", 1)
+    monkeypatch.chdir(tmp_path / "x")
+    for name in (path, "0.tar", f"file://{path}"):
+        (part,) = parts_of(name)
+        assert (part.origin, part.source, part.size) == ("x/0.tar", "0.tar", path.stat().st_size)
+    jsonl(tmp_path / "x" / "metadata.jsonl", [{"file_name": f"{n}.jpg", "text": "x"} for n in range(3)])
+    first, second = parts_of(".", lines_a_part=2)
+    assert second.origin == f"{tmp_path.name}/x/metadata.jsonl:2+1"
+    assert (first.size, second.size) == (72, 36)
 
 
 @pytest.mark.parametrize(
