@@ -22,7 +22,7 @@ from dalle_torch.data.captions import (
     json_object,
     read_caption,
 )
-from dalle_torch.data.parquet import ParquetDamage, opened_parquet, row_batches
+from dalle_torch.data.parquet import ParquetDamage, opened_parquet, python_values, row_batches
 from dalle_torch.data.shards import open_shard, readable
 from dalle_torch.data.tar import DUPLICATE, TarDamage, TarReader, TarSample
 from dalle_torch.data.token_shard import CAPTION, CODES, FIELDS, OFFSET_STRIDE, TOKENS
@@ -174,7 +174,8 @@ class TokenReader:
                     place = first
                     for batch in row_batches(parquet, self.columns, first, _BLOCK):
                         batch = batch.slice(0, first + count - place)
-                        yield from self._checked([self._row_item(place + n, row) for n, row in enumerate(_rows(batch))])
+                        rows = enumerate(_rows(batch, self.encoding_column), place)
+                        yield from self._checked([self._row_item(number, row) for number, row in rows])
                         place += len(batch)
                         if place == first + count:
                             return
@@ -292,12 +293,12 @@ def _whole_samples(reader: TarReader, offset: int, url: str) -> Iterator[TarSamp
         yield sample
 
 
-def _rows(batch: Any) -> Iterator[dict[str, Any]]:
-    """Rows of a record batch, lists of numbers as arrays."""
+def _rows(batch: Any, encoding_column: str) -> Iterator[dict[str, Any]]:
+    """Rows of a record batch, codes as arrays."""
     columns = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         is_list = hasattr(column, "values") and hasattr(column, "flatten")
-        columns[name] = _lists(column) if is_list else column.to_pylist()
+        columns[name] = _lists(column) if is_list and name == encoding_column else python_values(column)
     for index in range(len(batch)):
         yield {name: values[index] for name, values in columns.items()}
 

@@ -182,6 +182,29 @@ def test_bad_rows_of_parquet(tmp_path, text):
     assert dict(loader.tally.bad) == {"no_codes": 2, "codes_malformed": 2, "no_caption": 1}
 
 
+@pytest.mark.parametrize("kind", ["string", "large_string", "dictionary", "list"])
+def test_parquet_strings_that_are_no_utf8(kind, tmp_path, text):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def strings(values):
+        found = pa.array(values, pa.binary()).cast(pa.string(), safe=False).view(pa.string())
+        if kind == "list":
+            return pa.ListArray.from_arrays(pa.array(range(len(values) + 1), pa.int32()), found)
+        return found.dictionary_encode() if kind == "dictionary" else found.cast(getattr(pa, kind)())
+
+    captions = [b"a", "caf\u00e9".encode("latin-1"), "caf\u00e9".encode(), b"d"]
+    codes = pa.array([codes_of_number(number).tolist() for number in range(4)], pa.list_(pa.uint16()))
+    columns = {"caption": strings(captions), "encoding": codes, "lang": strings([b"en", b"en", b"\xff", b"en"])}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    found, loader = evaluate(tmp_path, text)
+    assert (found, dict(loader.tally.bad)) == ([0, 2, 3], {"caption_not_utf8": 1})
+    wanted = ["en"] if kind == "list" else "en"
+    loader = make(tmp_path, text, batch_size=1, filter_column="lang", filter_value=wanted)
+    assert rows(loader, 4) == [0, 3, 0, 3]
+    assert loader.tally.filtered["filter_column"] > 0
+
+
 def test_parquet_columns(tmp_path, text):
     token_parquet(tmp_path / "a.parquet", range(3), score=[1, 2, 3])
     with pytest.raises(ValueError, match=r"a.parquet has no column codes; it has: caption, encoding, score"):
