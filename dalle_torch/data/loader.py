@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dalle_torch.data.lane import Tally
+from dalle_torch.data.lane import BAD_SAMPLES_GRACE, Tally, too_many_bad
 from dalle_torch.data.plan import Place, Plan
 from dalle_torch.data.text import TextEncoder
 from dalle_torch.data.token_reader import TokenReader
@@ -27,8 +27,6 @@ from dalle_torch.log import get_logger
 
 logger = get_logger(__name__)
 
-BAD_SAMPLES_GRACE: Final = 1000
-"""Samples that are seen before too many bad ones among them stop the run."""
 STATE_FORMAT: Final = 1
 _PREFETCHED = 4
 """Batches that each worker has ready."""
@@ -97,7 +95,7 @@ class TokenLoader:
         self.tally = Tally()
         """What came by since this loader was made, as far as its batches were taken."""
         self._work = Work(shards=tuple(shards), reader=reader, text=text, plan=plan, rows=self.rows, epochs=epochs,
-                          steps=None if epochs is None else self.steps)  # fmt: skip
+                          steps=None if epochs is None else self.steps, max_bad_fraction=max_bad_fraction)  # fmt: skip
         self._places = {lane: Place(0, 0) for lane in self.lanes}
         self._logged = 0
 
@@ -220,13 +218,8 @@ class TokenLoader:
             logger.warning("%d of %d samples could not be used: %s", total, self.tally.seen, self.tally.describe())
 
     def _check_bad(self, grace: int) -> None:
-        bad, seen = self.tally.bad_count, self.tally.seen
-        if bad > self.max_bad_fraction * max(seen, grace):
-            reasons = ", ".join(f"{reason}: {count:,}" for reason, count in self.tally.bad.most_common())
-            raise ValueError(
-                f"{bad:,} of {seen:,} samples ({bad / max(seen, 1):.1%}) cannot be used ({reasons}), more than "
-                f"max_bad_fraction={self.max_bad_fraction:g} allows"
-            )
+        if self.tally.bad_count > self.max_bad_fraction * max(self.tally.seen, grace):
+            raise ValueError(too_many_bad(self.tally, self.max_bad_fraction))
 
 
 def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
