@@ -17,7 +17,8 @@ from dalle_torch.data.tokens import TokenShard
 BAD_SAMPLES_GRACE: Final = 1000
 """Samples that are seen before too many bad ones among them stop the run."""
 _NAMED: Final = 8
-"""Bad samples between two reports that are named one by one."""
+"""Bad samples between two reports that are named one by one, and values that a filter is shown to have seen."""
+_SHOWN_LENGTH: Final = 40
 
 
 @dataclass
@@ -31,12 +32,20 @@ class Tally:
     """Filter -> samples that it left out."""
     named: list[str] = field(default_factory=list)
     """The first bad ones, each with its shard and reason."""
+    values: dict[str, list[str]] = field(default_factory=dict)
+    """Filter -> some of the values that it left out."""
 
     def add(self, other: "Tally") -> None:
         self.seen += other.seen
         self.bad.update(other.bad)
         self.filtered.update(other.filtered)
         self.named = [*self.named, *other.named][:_NAMED]
+
+    def note(self, item: TokenItem) -> None:
+        """Keep what a filter saw, as far as it differs from what is kept already."""
+        values = self.values.setdefault(item.filtered, [])
+        if len(values) < _NAMED and (shown := repr(item.value)[:_SHOWN_LENGTH]) not in values:
+            values.append(shown)
 
     @property
     def bad_count(self) -> int:
@@ -135,6 +144,7 @@ class Lane:
                     left_out.bad[item.bad] += 1
                 elif item.filtered:
                     left_out.filtered[item.filtered] += 1
+                    left_out.note(item)
                 else:
                     usable += 1
                 yield item, blank, Place(epoch, after)
@@ -150,7 +160,11 @@ class Lane:
                 "repair or leave out their shards"
             )
         else:
-            remedy = "widen the filters, or use fewer lanes"
+            seen = (
+                f"; {self.reader.describe_filter(name)}, and it is {', '.join(values)}"
+                for name, values in left_out.values.items()
+            )
+            remedy = "widen the filters, or use fewer lanes" + "".join(seen)
         return (
             f"lane {self.lane} of {self.plan.lanes} has no usable sample among {size:,} "
             f"({left_out.describe()}): {remedy}"

@@ -9,7 +9,7 @@ Owns: workers, batches, state, the bound on bad samples. Does not own: order (`p
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -109,7 +109,7 @@ class TokenLoader:
         """Batches of this host, each with the same number of rows.
 
         Raises:
-            OSError: a shard cannot be read.
+            OSError: a shard cannot be read, or a worker was killed (ChildProcessError).
             ValueError: too many samples are bad, or a lane has none.
         """
         if self.epochs is not None:
@@ -143,6 +143,8 @@ class TokenLoader:
         Raises:
             ValueError: the state is malformed, or belongs to other shards or another order.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(f"the state of the data is {state!r:.60}: what state_dict gave is due")
         ours = self.state_dict()
         wrong = [
             f"{name} {state.get(name)!r}, here {ours[name]!r}"
@@ -151,7 +153,7 @@ class TokenLoader:
         ]
         if wrong:
             raise ValueError(f"the state of the data belongs to another run: {'; '.join(wrong)}")
-        places = state.get("places", {})
+        places = _places(state)
         missing = [lane for lane in self.lanes if str(lane) not in places]
         if missing:
             raise ValueError(
@@ -174,7 +176,7 @@ class TokenLoader:
         if not self.workers:
             yield from stream
             return
-        yield from torch.utils.data.DataLoader(
+        batches: Iterable[Rows | Failure] = torch.utils.data.DataLoader(
             stream,
             batch_size=None,
             num_workers=streams,
@@ -184,6 +186,16 @@ class TokenLoader:
             # The loader would draw a seed from torch's own generator, whose state belongs to the training.
             generator=torch.Generator(),
         )
+        try:
+            yield from batches
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            said = " ".join(str(error).split())
+            raise ChildProcessError(
+                f"one of workers={streams} that read the data was ended from outside ({said:.150}): where memory ran "
+                "out, use fewer workers or a smaller shuffle_buffer"
+            ) from error
 
     def _batch(self, parts: Sequence[Rows]) -> TokenBatch:
         for part in parts:
@@ -234,10 +246,18 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for state in states:
         if {**state, "places": {}} != {**merged, "places": {}}:
             raise ValueError("the states of the data belong to different runs")
-        if common := merged["places"].keys() & state["places"].keys():
+        places = _places(state)
+        if common := merged["places"].keys() & places.keys():
             raise ValueError(f"two states of the data have lane {min(common, key=int)}: give each host's once")
-        merged["places"].update(state["places"])
+        merged["places"].update(places)
     return merged
+
+
+def _places(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    places = state.get("places")
+    if not isinstance(places, Mapping):
+        raise ValueError(f"the state of the data has {places!r:.60} for places: lane -> [epoch, position] is due")
+    return places
 
 
 def _check_split(plan: Plan, batch_size: int, host_index: int, host_count: int, *, endless: bool) -> None:

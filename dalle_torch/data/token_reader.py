@@ -60,6 +60,8 @@ class TokenItem:
     """Why it cannot be used."""
     filtered: str = ""
     """Which filter leaves it out."""
+    value: Any = None
+    """What the filter saw."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +159,7 @@ class TokenReader:
                 return TokenItem(key, bad=BAD_JSON)
             fields = found
             if filtered := self._filtered(fields):
-                return TokenItem(key, filtered=filtered)
+                return TokenItem(key, filtered=filtered, value=self._seen(filtered, fields))
         if ids is not None:
             tokens = read_npy(ids)
             if tokens is None or tokens.ndim != 1 or not 0 < len(tokens) <= self.max_length:
@@ -185,7 +187,7 @@ class TokenReader:
     def _row_item(self, place: int, row: Mapping[str, Any]) -> TokenItem:
         key = f"row {place}"
         if filtered := self._filtered(row):
-            return TokenItem(key, filtered=filtered)
+            return TokenItem(key, filtered=filtered, value=self._seen(filtered, row))
         codes = row[self.encoding_column]
         if codes is None:
             return TokenItem(key, bad=NO_CODES)
@@ -203,9 +205,24 @@ class TokenReader:
             # Not a number compares as false.
             if not ((low is None or score >= low) and (high is None or score <= high)):
                 return FILTERED_BY_SCORE
-        if self.filter_column is not None and fields.get(self.filter_column) != self.filter_value:
+        if self.filter_column is not None and self._seen(FILTERED_BY_COLUMN, fields) != self.filter_value:
             return FILTERED_BY_COLUMN
         return ""
+
+    def _seen(self, filtered: str, fields: Mapping[str, Any]) -> Any:
+        """The value that a filter looks at."""
+        value = fields.get(CLIP_SCORE if filtered == FILTERED_BY_SCORE else str(self.filter_column))
+        # Arrays have no single answer to whether they are equal.
+        return value.tolist() if isinstance(value, np.ndarray) else value
+
+    def describe_filter(self, filtered: str) -> str:
+        """What the filter wants."""
+        if filtered == FILTERED_BY_COLUMN:
+            return f"filter_column={self.filter_column} is to be {self.filter_value!r}"
+        bounds = (("at least", self.min_clip_score), ("at most", self.max_clip_score))
+        return f"{CLIP_SCORE} is to be " + " and ".join(
+            f"{name} {value:g}" for name, value in bounds if value is not None
+        )
 
     def _checked(self, block: Sequence[TokenItem]) -> Sequence[TokenItem]:
         """`block` with those marked whose numbers lie outside the model's vocabularies."""

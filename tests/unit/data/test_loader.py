@@ -270,6 +270,13 @@ def test_a_state_of_other_data_is_refused(folder, tmp_path, text):
     for place in ([0], [0, 9], [-1, 0], [0, "1"], None, [0.0, 1]):
         with pytest.raises(ValueError, match="for lane 5: \\[epoch, position up to 8\\] is due"):
             make(folder, text).load_state_dict({**state, "places": {**state["places"], "5": place}})
+    for places in (None, 3, [[0, 0]] * 8):
+        with pytest.raises(ValueError, match="for places: lane -> \\[epoch, position\\] is due"):
+            make(folder, text).load_state_dict({**state, "places": places})
+        with pytest.raises(ValueError, match="for places: lane -> "):
+            merge_states([{**state, "places": places}])
+    with pytest.raises(ValueError, match="the state of the data is None"):
+        make(folder, text).load_state_dict(None)
     half = make(folder, text, host=(1, 2)).state_dict()
     with pytest.raises(ValueError, match="lacks lanes 0 to 3: it comes from another host"):
         make(folder, text).load_state_dict(half)

@@ -3,6 +3,8 @@
 import itertools
 import json
 import logging
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -263,6 +265,34 @@ def test_filters_that_leave_nothing_end_the_run(tmp_path, text):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["tar", "parquet", "list"])
+def test_a_filter_that_leaves_nothing_shows_what_it_saw(kind, tmp_path, text):
+    languages = [["x", n] if kind == "tar" else ["x"] for n in range(4)] if kind != "parquet" else list("abca")
+    if kind == "tar":
+        write_tar(tmp_path / "a.tar", [(str(n), tokenised(n, **fields(lang=languages[n]))) for n in range(4)])
+    else:
+        token_parquet(tmp_path / "a.parquet", range(4), lang=languages)
+    seen = {"tar": "['x', 0], ['x', 1], ['x', 2], ['x', 3]", "parquet": "'a', 'b', 'c'", "list": "['x']"}[kind]
+    with pytest.raises(ValueError) as caught:
+        rows(make(tmp_path, text, filter_column="lang", filter_value="en"), 1)
+    assert str(caught.value) == (
+        "lane 0 of 1 has no usable sample among 4 (filtered by filter_column: 4): widen the filters, or use fewer "
+        f"lanes; filter_column=lang is to be 'en', and it is {seen}"
+    )
+    with pytest.raises(ValueError, match="filter_column=encoding is to be 'en', and it is"):
+        rows(make(tmp_path, text, filter_column="encoding", filter_value="en"), 1)
+
+
+def test_a_worker_that_is_killed_ends_the_run_in_one_line(tmp_path, text, monkeypatch):
+    token_tar(tmp_path / "a.tar", range(40))
+    loader = make(tmp_path, text, workers=1)
+    monkeypatch.setattr(token_reader, "open_shard", lambda url: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(ChildProcessError) as caught:
+        next(iter(loader))
+    assert "one of workers=1 that read the data was ended from outside" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_more_bad_samples_than_allowed_stop_the_run(workers, tmp_path, text, monkeypatch):
     monkeypatch.setattr(loader_module, "BAD_SAMPLES_GRACE", 20)
@@ -273,38 +303,6 @@ def test_more_bad_samples_than_allowed_stop_the_run(workers, tmp_path, text, mon
     assert len(rows(make(tmp_path, text, max_bad_fraction=0.3, workers=workers), 100)) == 100
     with pytest.raises(ValueError, match=r"20 of 100 samples \(20.0%\)"):
         evaluate(tmp_path, text, max_bad_fraction=0.1)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_lane_without_end_of_bad_samples_stops_within_a_batch(workers, tmp_path, text):
-    """The batch that would never be whole does not keep the bound from being seen."""
-    write_tar(tmp_path / "a.tar", [(str(n), {"txt": b"x"}) for n in range(3000)])
-    with pytest.raises(ValueError) as caught:
-        rows(make(tmp_path, text, max_bad_fraction=0.1, workers=workers, lanes=2), 1)
-    assert str(caught.value) == (
-        "lane 0 of 2: 1,000 of 1,000 samples (100.0%) cannot be used (no_codes: 1,000), "
-        "more than max_bad_fraction=0.1 allows"
-    )
-
-
-def test_a_lane_does_not_stop_for_what_others_make_up(tmp_path, text):
-    def shard(name, bad_every):
-        samples = [(str(n), tokenised(n % 40) if n % bad_every else {"txt": b"x"}) for n in range(1, 1201)]
-        write_tar(tmp_path / f"{name}.tar", samples)
-
-    shard("a", 4)
-    shard("b", 10_000)
-    assert len(rows(make(tmp_path, text, batch_size=20, max_bad_fraction=0.2, lanes=2), 1700)) == 1700
-
-
-def test_few_samples_of_which_none_can_be_used(tmp_path, text):
-    write_tar(tmp_path / "a.tar", [(str(n), {"txt": b"x"}) for n in range(5)])
-    with pytest.raises(ValueError) as caught:
-        rows(make(tmp_path, text, max_bad_fraction=0.5), 1)
-    assert str(caught.value) == (
-        "lane 0 of 1 has no usable sample among 5 (no_codes: 5): most of them cannot be used, whatever "
-        "max_bad_fraction=0.5 allows; repair or leave out their shards"
-    )
 
 
 def test_bad_samples_are_named_until_they_are_many(tmp_path, text, caplog):
@@ -350,47 +348,6 @@ def test_tokens_in_shards_are_used_if_they_are_of_this_tokenizer(tmp_path, text,
     with pytest.raises(ValueError, match="holds pictures of 16 codes out of 20; the model wants 16 out of 19"):
         config = DataConfig(train=[str(tmp_path)], lanes=1)
         TokenData(config=config, text=text, image_length=16, codebook_size=19, batch_size=1).training_loader()
-
-
-SETTINGS = {"vqgan": "", "resolution": 16, "image_length": CODES, "codebook_size": CODEBOOK, "dtype": ""}
-
-
-def with_manifest(folder, complete=True, settings=None, **record):
-    """A tar of six samples and a manifest whose record of it is changed."""
-    path = token_tar(folder / "a.tar", range(6))
-    record = {"name": "a.tar", "source": "x", "samples": 6, "bytes": path.stat().st_size, "sha256": ""} | record
-    values = {"format": "dalle_torch.tokens.1", "complete": complete, "shards": [record]}
-    values["settings"] = SETTINGS | (settings or {})
-    (folder / "manifest.json").write_text(json.dumps(values))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        ({"samples": "abc"}, "a.tar: its record has samples='abc': a whole number of at least 0 is due; remove"),
-        ({"samples": -5}, "a.tar: its record has samples=-5: a whole number of at least 0 is due"),
-        ({"samples": True}, "samples=True"),
-        ({"samples": 10**15}, "samples=1,000,000,000,000,000; its 20,480 bytes hold 40 at most; remove"),
-        ({"bytes": None}, "a.tar: its record has bytes=None"),
-        ({"offsets": ["x"]}, "a.tar: its record has offsets that are no list of whole numbers"),
-        ({"offsets": None}, "a.tar: its record has offsets"),
-        ({"name": ["x"]}, "its manifest has ['x'] for the name of a shard"),
-        ({"settings": {"codebook_size": "many"}}, "its manifest has codebook_size='many'"),
-        ({"settings": {"image_length": "x"}}, "holds pictures of x codes"),
-    ],
-)
-def test_records_that_cannot_be_true(record, message, tmp_path, text):
-    with_manifest(tmp_path, **record)
-    with pytest.raises(ValueError) as caught:
-        make(tmp_path, text)
-    assert message in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_record_of_another_file_does_not_make_samples(tmp_path, text):
-    with_manifest(tmp_path, samples=10**15, bytes=10**18)
-    found, loader = evaluate(tmp_path, text)
-    assert found == list(range(6)) and loader.tally.seen == 6
 
 
 def test_a_file_system_that_fails_for_a_moment_is_asked_again(tmp_path, text, monkeypatch):
