@@ -133,6 +133,10 @@ class TokenLoader:
             "seed": self.plan.seed,
             "lanes": self.plan.lanes,
             "window": self.plan.window,
+            "filter": self._work.reader.filter,
+            "min_clip_score": self._work.reader.min_clip_score,
+            "max_clip_score": self._work.reader.max_clip_score,
+            "blank_prob": self.plan.blank_prob,
             "places": {str(lane): list(place) for lane, place in self._places.items()},
         }
 
@@ -140,19 +144,24 @@ class TokenLoader:
         """Go on behind the last batch of `state`: with any number of workers, and, where the states of all hosts were
         put together by `merge_states`, with any number of hosts.
 
+        The bounds on clip scores and the probability of blank captions may be others than those of the state: make the
+        loader with the new ones and load the state, and they hold from its place on; a warning says what has changed.
+
         Raises:
-            ValueError: the state is malformed, or belongs to other shards or another order.
+            ValueError: the state is malformed, or belongs to other shards, another order or another filter.
         """
         if not isinstance(state, Mapping):
             raise ValueError(f"the state of the data is {state!r:.60}: what state_dict gave is due")
         ours = self.state_dict()
         wrong = [
             f"{name} {state.get(name)!r}, here {ours[name]!r}"
-            for name in ("format", "shards", "seed", "lanes", "window")
+            for name in ("format", "shards", "seed", "lanes", "window", "filter")
             if state.get(name) != ours[name]
         ]
         if wrong:
-            raise ValueError(f"the state of the data belongs to another run: {'; '.join(wrong)}")
+            raise ValueError(
+                f"the state of the data belongs to another run: {'; '.join(wrong)}; use its options or begin without it"
+            )
         places = _places(state)
         missing = [lane for lane in self.lanes if str(lane) not in places]
         if missing:
@@ -161,6 +170,13 @@ class TokenLoader:
                 "another number of hosts; put the states of all hosts together"
             )
         self._places = {lane: self._place(lane, places[str(lane)]) for lane in self.lanes}
+        changed = [
+            f"{name} {state.get(name)!r}, from here on {ours[name]!r}"
+            for name in ("min_clip_score", "max_clip_score", "blank_prob")
+            if state.get(name) != ours[name]
+        ]
+        if changed:
+            logger.warning("the data goes on with other options: %s", "; ".join(changed))
 
     def _place(self, lane: int, value: Any) -> Place:
         size = self.plan.lane_size(lane)

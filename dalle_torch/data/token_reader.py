@@ -86,6 +86,11 @@ class TokenReader:
         """Columns that a parquet file must have."""
         return [self.caption_column, self.encoding_column, *self._fields]
 
+    @property
+    def filter(self) -> str | None:
+        """The filter of a column in words that are equal for equal ones."""
+        return None if self.filter_column is None else f"{self.filter_column} == {self.filter_value!r}"
+
     @cached_property
     def _fields(self) -> list[str]:
         scored = self.min_clip_score is not None or self.max_clip_score is not None

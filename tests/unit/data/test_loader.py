@@ -288,6 +288,35 @@ def test_a_state_of_other_data_is_refused(folder, tmp_path, text):
         merge_states([])
 
 
+def test_a_state_knows_the_filter(tmp_path, text):
+    token_parquet(tmp_path / "a.parquet", range(8), lang=["en"] * 8, place=[1] * 8)
+    english = make(tmp_path, text, filter_column="lang", filter_value="en")
+    state = json.loads(json.dumps(english.state_dict()))
+    make(tmp_path, text, filter_column="lang", filter_value="en").load_state_dict(state)
+    for options, ours in [
+        ({}, "None"),
+        ({"filter_column": "lang", "filter_value": "de"}, "\"lang == 'de'\""),
+        ({"filter_column": "place", "filter_value": 1}, "'place == 1'"),
+    ]:
+        with pytest.raises(ValueError) as caught:
+            make(tmp_path, text, **options).load_state_dict(state)
+        assert f"another run: filter \"lang == 'en'\", here {ours}; use its options" in str(caught.value)
+    with pytest.raises(ValueError, match="another run: filter None, here"):
+        english.load_state_dict(make(tmp_path, text).state_dict())
+
+
+def test_clip_bounds_and_blanks_may_be_changed_on_the_way(tmp_path, text, caplog):
+    token_parquet(tmp_path / "a.parquet", range(8), clip_score=[0.5] * 8)
+    state = json.loads(json.dumps(make(tmp_path, text, min_clip_score=0.2).state_dict()))
+    make(tmp_path, text, min_clip_score=0.2).load_state_dict(state)
+    assert "other options" not in caplog.text
+    make(tmp_path, text, min_clip_score=0.3, max_clip_score=0.9, blank_caption_prob=0.5).load_state_dict(state)
+    assert (
+        "the data goes on with other options: min_clip_score 0.2, from here on 0.3; max_clip_score None, "
+        "from here on 0.9; blank_prob 0.0, from here on 0.5"
+    ) in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
