@@ -41,7 +41,8 @@ def find_token_shards(
 ) -> list[TokenShard]:
     """The shards that patterns stand for, sorted by URL; those without samples are left out.
 
-    Where a folder has a manifest it tells the number of samples. Otherwise headers are counted: the whole of a tar is
+    Where a folder has a manifest it tells the number of samples, with the records of single shards where the manifest
+    was not completed. Otherwise headers are counted: the whole of a tar is
     passed over, of parquet only the end.
 
     Args:
@@ -94,9 +95,10 @@ def _check_fits(manifest: Manifest, folder: str, image_length: int, codebook_siz
 
 
 def _records(manifest: Manifest, folder: str) -> Iterator[ShardRecord]:
-    """The records of a folder, each checked to be possible."""
+    """The records of a folder, each checked to be possible; newer ones than the manifest go before its own."""
     remedy = f"remove {folder}/{MANIFEST} to have the samples counted"
-    for record in manifest.shards:
+    single = [] if manifest.complete else ShardFolder(folder).records().values()
+    for record in [*manifest.shards, *single]:
         if not isinstance(record.name, str):
             raise ValueError(f"{folder}: its manifest has {record.name!r} for the name of a shard; {remedy}")
         where = f"{folder}/{record.name}: its record has"

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from dalle_torch.data import tokens
+from dalle_torch.data.manifest import ShardFolder, ShardRecord
 from dalle_torch.data.tokens import find_token_shards
 from tests.shard_files import CODEBOOK, CODES, token_tar
 
@@ -50,3 +52,25 @@ def test_a_record_of_another_file_does_not_make_samples(tmp_path):
     with_manifest(tmp_path, samples=10**15, bytes=10**18)
     (shard,) = find(tmp_path)
     assert shard.samples == 6
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_records_count_where_the_manifest_was_not_completed(complete, tmp_path, monkeypatch):
+    with_manifest(tmp_path, complete)
+    path = token_tar(tmp_path / "b.tar", range(3))
+    record = ShardRecord(name="b.tar", source="x", samples=3, bytes=path.stat().st_size, sha256="", offsets=[0])
+    ShardFolder(str(tmp_path)).write_record(record)
+    counted = []
+    monkeypatch.setattr(tokens, "_count_tar", lambda shard: counted.append(shard.name) or 3)
+    assert [(shard.samples, shard.offsets) for shard in find(tmp_path)] == [(6, ()), (3, () if complete else (0,))]
+    assert counted == (["b.tar"] if complete else [])
+
+
+def test_a_single_record_that_cannot_be_true(tmp_path):
+    path = with_manifest(tmp_path, complete=False)
+    record = ShardRecord(name="a.tar", source="x", samples=10**15, bytes=path.stat().st_size, sha256="")
+    ShardFolder(str(tmp_path)).write_record(record)
+    with pytest.raises(
+        ValueError, match="a.tar: its record has samples=1,000,000,000,000,000; its 20,480 bytes hold 40"
+    ):
+        find(tmp_path)
