@@ -5,7 +5,7 @@ samples are a lane's (`plan`), batches (`loader`).
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
@@ -102,6 +102,11 @@ class Lane:
         """Since the lane was begun."""
         self._stream = self._items()
 
+    def close(self) -> None:
+        """Close the file that is being read; the lane is at its end."""
+        # The stream knows the lane and the lane the stream, so both would wait for the collector of such cycles.
+        self._stream.close()
+
     def take(self, count: int) -> list[TokenItem]:
         """The next `count` usable samples, with captions blanked where it is their turn; fewer only at the end."""
         found: list[TokenItem] = []
@@ -134,7 +139,7 @@ class Lane:
         if self._all.bad_count > self.max_bad_fraction * seen:
             raise ValueError(f"lane {self.lane} of {self.plan.lanes}: {too_many_bad(self._all, self.max_bad_fraction)}")
 
-    def _items(self) -> Iterator[tuple[TokenItem, bool, Place]]:
+    def _items(self) -> Generator[tuple[TokenItem, bool, Place], None, None]:
         epoch, position = self.place
         while self.epochs is None or epoch < self.epochs:
             usable, began = 0, position

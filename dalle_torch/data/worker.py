@@ -88,6 +88,9 @@ class WorkerStream(IterableDataset[Rows | Failure]):
                 done += 1
         except (OSError, ValueError) as error:
             yield Failure(isinstance(error, OSError), str(error))
+        finally:
+            for lane in lanes:
+                lane.close()
 
 
 def take_rows(lanes: Sequence[Lane], work: Work) -> Rows:

@@ -1,7 +1,10 @@
 """Batches: the same for any number of hosts and workers, each sample once an epoch, taken up again at any place."""
 
+import gc
+import glob
 import itertools
 import json
+import os
 import pickle
 
 import numpy as np
@@ -120,6 +123,28 @@ def test_one_row_a_batch_stops_at_any_sample(folder, text):
 def test_the_same_loader_goes_on_where_it_was_left(folder, text, expected):
     loader = make(folder, text)
     assert take(loader, 3) + take(loader, 4) == expected[:7]
+
+
+def test_files_are_closed_when_an_iteration_ends(folder, text):
+    loader = make(folder, text, shuffle_buffer=0)
+
+    def opened():
+        return [path for path in map(os.path.realpath, glob.glob("/proc/self/fd/*")) if path.startswith(str(folder))]
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            batches = iter(loader)
+            next(batches)
+            assert opened()
+            del batches
+            assert opened() == []
+            for _ in loader:
+                break
+            assert opened() == []
+    finally:
+        gc.enable()
 
 
 def test_states_of_all_hosts_fit_any_number_of_hosts(folder, text, expected):
