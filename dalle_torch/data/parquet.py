@@ -86,11 +86,12 @@ def python_values(column: Any) -> list[Any]:
         return [_text(value) for value in column.cast(binary).to_pylist()]
     if (types.is_list(column.type) or types.is_large_list(column.type)) and not types.is_nested(column.type.value_type):
         return [None if row.values is None else python_values(row.values) for row in column]
+    unknown = (ValueError, OverflowError, NotImplementedError, pa.ArrowException)
     try:
         values: list[Any] = column.to_pylist()
         return values
-    except (ValueError, OverflowError, NotImplementedError):
-        return [_value(scalar) for scalar in column]
+    except unknown:
+        return [_value(scalar, unknown) for scalar in column]
 
 
 def _text(value: bytes | None) -> str | bytes | None:
@@ -100,10 +101,10 @@ def _text(value: bytes | None) -> str | bytes | None:
         return value
 
 
-def _value(scalar: Any) -> Any:
+def _value(scalar: Any, unknown: tuple[type[Exception], ...]) -> Any:
     try:
         return scalar.as_py()
-    except (ValueError, OverflowError, NotImplementedError):
+    except unknown:
         return None
 
 
