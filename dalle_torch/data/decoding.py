@@ -4,12 +4,14 @@ Owns: threads, the bound on what is in flight, which failures cost a sample and 
 reading (`sources`), pixels (`images`).
 """
 
+import errno
 import queue
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from dalle_torch.data.images import TOO_LARGE, BadImage, decode_square
 from dalle_torch.data.sources import NO_IMAGE, FileTooLarge, Part, RawSample, Skip
@@ -18,6 +20,9 @@ from dalle_torch.data.token_shard import PicturedSample, text_members
 
 Outcome = PicturedSample | Skip | None
 """A sample, one that is left out, or None at the end of a part."""
+
+_NAMES_NO_FILE: Final = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""What a name that leads to no file gives, which is the sample's fault; all else is the file system's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +41,30 @@ class Decoder:
         """
         try:
             data = sample.image if isinstance(sample.image, bytes) else sample.image()
+        except FileTooLarge as error:
+            return Skip(sample.key, TOO_LARGE, str(error))
+        except (OSError, ValueError) as error:
+            if not _names_no_file(error):
+                raise
+            return Skip(sample.key, NO_IMAGE, str(error))
+        try:
             picture, size = decode_square(data, self.resolution, self.max_pixels)
         except BadImage as error:
             return Skip(sample.key, error.reason, str(error))
-        except FileNotFoundError as error:
-            return Skip(sample.key, NO_IMAGE, str(error))
-        except FileTooLarge as error:
-            return Skip(sample.key, TOO_LARGE, str(error))
         return PicturedSample(sample.key, picture, text_members(sample, source, size, self.text))
+
+
+def _names_no_file(error: BaseException) -> bool:
+    """Whether the error, or what it was raised from, says that a name leads to no file."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ImportError):
+            # A package that is missing here is missing for all samples.
+            return False
+        if isinstance(cause, FileNotFoundError) or (isinstance(cause, OSError) and cause.errno in _NAMES_NO_FILE):
+            return True
+        cause = cause.__cause__
+    return isinstance(error, ValueError)
 
 
 @contextmanager

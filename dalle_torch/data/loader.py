@@ -9,7 +9,7 @@ Owns: workers, batches, state, the bound on bad samples. Does not own: order (`p
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dalle_torch.data.lane import Tally
+from dalle_torch.data.lane import BAD_SAMPLES_GRACE, Tally, too_many_bad
 from dalle_torch.data.plan import Place, Plan
 from dalle_torch.data.text import TextEncoder
 from dalle_torch.data.token_reader import TokenReader
@@ -27,8 +27,6 @@ from dalle_torch.log import get_logger
 
 logger = get_logger(__name__)
 
-BAD_SAMPLES_GRACE: Final = 1000
-"""Samples that are seen before too many bad ones among them stop the run."""
 STATE_FORMAT: Final = 1
 _PREFETCHED = 4
 """Batches that each worker has ready."""
@@ -97,7 +95,7 @@ class TokenLoader:
         self.tally = Tally()
         """What came by since this loader was made, as far as its batches were taken."""
         self._work = Work(shards=tuple(shards), reader=reader, text=text, plan=plan, rows=self.rows, epochs=epochs,
-                          steps=None if epochs is None else self.steps)  # fmt: skip
+                          steps=None if epochs is None else self.steps, max_bad_fraction=max_bad_fraction)  # fmt: skip
         self._places = {lane: Place(0, 0) for lane in self.lanes}
         self._logged = 0
 
@@ -111,7 +109,7 @@ class TokenLoader:
         """Batches of this host, each with the same number of rows.
 
         Raises:
-            OSError: a shard cannot be read.
+            OSError: a shard cannot be read, or a worker was killed (ChildProcessError).
             ValueError: too many samples are bad, or a lane has none.
         """
         if self.epochs is not None:
@@ -135,6 +133,10 @@ class TokenLoader:
             "seed": self.plan.seed,
             "lanes": self.plan.lanes,
             "window": self.plan.window,
+            "filter": self._work.reader.filter,
+            "min_clip_score": self._work.reader.min_clip_score,
+            "max_clip_score": self._work.reader.max_clip_score,
+            "blank_prob": self.plan.blank_prob,
             "places": {str(lane): list(place) for lane, place in self._places.items()},
         }
 
@@ -142,18 +144,25 @@ class TokenLoader:
         """Go on behind the last batch of `state`: with any number of workers, and, where the states of all hosts were
         put together by `merge_states`, with any number of hosts.
 
+        The bounds on clip scores and the probability of blank captions may be others than those of the state: make the
+        loader with the new ones and load the state, and they hold from its place on; a warning says what has changed.
+
         Raises:
-            ValueError: the state is malformed, or belongs to other shards or another order.
+            ValueError: the state is malformed, or belongs to other shards, another order or another filter.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(f"the state of the data is {state!r:.60}: what state_dict gave is due")
         ours = self.state_dict()
         wrong = [
             f"{name} {state.get(name)!r}, here {ours[name]!r}"
-            for name in ("format", "shards", "seed", "lanes", "window")
+            for name in ("format", "shards", "seed", "lanes", "window", "filter")
             if state.get(name) != ours[name]
         ]
         if wrong:
-            raise ValueError(f"the state of the data belongs to another run: {'; '.join(wrong)}")
-        places = state.get("places", {})
+            raise ValueError(
+                f"the state of the data belongs to another run: {'; '.join(wrong)}; use its options or begin without it"
+            )
+        places = _places(state)
         missing = [lane for lane in self.lanes if str(lane) not in places]
         if missing:
             raise ValueError(
@@ -161,6 +170,13 @@ class TokenLoader:
                 "another number of hosts; put the states of all hosts together"
             )
         self._places = {lane: self._place(lane, places[str(lane)]) for lane in self.lanes}
+        changed = [
+            f"{name} {state.get(name)!r}, from here on {ours[name]!r}"
+            for name in ("min_clip_score", "max_clip_score", "blank_prob")
+            if state.get(name) != ours[name]
+        ]
+        if changed:
+            logger.warning("the data goes on with other options: %s", "; ".join(changed))
 
     def _place(self, lane: int, value: Any) -> Place:
         size = self.plan.lane_size(lane)
@@ -176,7 +192,7 @@ class TokenLoader:
         if not self.workers:
             yield from stream
             return
-        yield from torch.utils.data.DataLoader(
+        batches: Iterable[Rows | Failure] = torch.utils.data.DataLoader(
             stream,
             batch_size=None,
             num_workers=streams,
@@ -186,6 +202,16 @@ class TokenLoader:
             # The loader would draw a seed from torch's own generator, whose state belongs to the training.
             generator=torch.Generator(),
         )
+        try:
+            yield from batches
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            said = " ".join(str(error).split())
+            raise ChildProcessError(
+                f"one of workers={streams} that read the data was ended from outside ({said:.150}): where memory ran "
+                "out, use fewer workers or a smaller shuffle_buffer"
+            ) from error
 
     def _batch(self, parts: Sequence[Rows]) -> TokenBatch:
         for part in parts:
@@ -220,13 +246,8 @@ class TokenLoader:
             logger.warning("%d of %d samples could not be used: %s", total, self.tally.seen, self.tally.describe())
 
     def _check_bad(self, grace: int) -> None:
-        bad, seen = self.tally.bad_count, self.tally.seen
-        if bad > self.max_bad_fraction * max(seen, grace):
-            reasons = ", ".join(f"{reason}: {count:,}" for reason, count in self.tally.bad.most_common())
-            raise ValueError(
-                f"{bad:,} of {seen:,} samples ({bad / max(seen, 1):.1%}) cannot be used ({reasons}), more than "
-                f"max_bad_fraction={self.max_bad_fraction:g} allows"
-            )
+        if self.tally.bad_count > self.max_bad_fraction * max(self.tally.seen, grace):
+            raise ValueError(too_many_bad(self.tally, self.max_bad_fraction))
 
 
 def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -241,10 +262,18 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for state in states:
         if {**state, "places": {}} != {**merged, "places": {}}:
             raise ValueError("the states of the data belong to different runs")
-        if common := merged["places"].keys() & state["places"].keys():
+        places = _places(state)
+        if common := merged["places"].keys() & places.keys():
             raise ValueError(f"two states of the data have lane {min(common, key=int)}: give each host's once")
-        merged["places"].update(state["places"])
+        merged["places"].update(places)
     return merged
+
+
+def _places(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    places = state.get("places")
+    if not isinstance(places, Mapping):
+        raise ValueError(f"the state of the data has {places!r:.60} for places: lane -> [epoch, position] is due")
+    return places
 
 
 def _check_split(plan: Plan, batch_size: int, host_index: int, host_count: int, *, endless: bool) -> None:

@@ -73,5 +73,40 @@ def plain_columns(parquet: Any) -> list[str]:
     return [column.name for column in parquet.schema_arrow if any(kind(column.type) for kind in kinds)]
 
 
+def python_values(column: Any) -> list[Any]:
+    """A column's values as Python's own; text that is no UTF-8 stays bytes, what Python cannot hold becomes None."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if types.is_string(column.type) or types.is_large_string(column.type):
+        # Nothing makes a writer's strings UTF-8, and pyarrow gives none of a column where one is not.
+        binary = pa.binary() if types.is_string(column.type) else pa.large_binary()
+        return [_text(value) for value in column.cast(binary).to_pylist()]
+    if (types.is_list(column.type) or types.is_large_list(column.type)) and not types.is_nested(column.type.value_type):
+        return [None if row.values is None else python_values(row.values) for row in column]
+    unknown = (ValueError, OverflowError, NotImplementedError, pa.ArrowException)
+    try:
+        values: list[Any] = column.to_pylist()
+        return values
+    except unknown:
+        return [_value(scalar, unknown) for scalar in column]
+
+
+def _text(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+def _value(scalar: Any, unknown: tuple[type[Exception], ...]) -> Any:
+    try:
+        return scalar.as_py()
+    except unknown:
+        return None
+
+
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -22,7 +22,7 @@ from dalle_torch.data.captions import (
     json_object,
     read_caption,
 )
-from dalle_torch.data.parquet import ParquetDamage, opened_parquet, row_batches
+from dalle_torch.data.parquet import ParquetDamage, opened_parquet, python_values, row_batches
 from dalle_torch.data.shards import open_shard, readable
 from dalle_torch.data.tar import DUPLICATE, TarDamage, TarReader, TarSample
 from dalle_torch.data.token_shard import CAPTION, CODES, FIELDS, OFFSET_STRIDE, TOKENS
@@ -60,6 +60,8 @@ class TokenItem:
     """Why it cannot be used."""
     filtered: str = ""
     """Which filter leaves it out."""
+    value: Any = None
+    """What the filter saw."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,11 @@ class TokenReader:
     def columns(self) -> list[str]:
         """Columns that a parquet file must have."""
         return [self.caption_column, self.encoding_column, *self._fields]
+
+    @property
+    def filter(self) -> str | None:
+        """The filter of a column in words that are equal for equal ones."""
+        return None if self.filter_column is None else f"{self.filter_column} == {self.filter_value!r}"
 
     @cached_property
     def _fields(self) -> list[str]:
@@ -157,7 +164,7 @@ class TokenReader:
                 return TokenItem(key, bad=BAD_JSON)
             fields = found
             if filtered := self._filtered(fields):
-                return TokenItem(key, filtered=filtered)
+                return TokenItem(key, filtered=filtered, value=self._seen(filtered, fields))
         if ids is not None:
             tokens = read_npy(ids)
             if tokens is None or tokens.ndim != 1 or not 0 < len(tokens) <= self.max_length:
@@ -174,7 +181,8 @@ class TokenReader:
                     place = first
                     for batch in row_batches(parquet, self.columns, first, _BLOCK):
                         batch = batch.slice(0, first + count - place)
-                        yield from self._checked([self._row_item(place + n, row) for n, row in enumerate(_rows(batch))])
+                        rows = enumerate(_rows(batch, self.encoding_column), place)
+                        yield from self._checked([self._row_item(number, row) for number, row in rows])
                         place += len(batch)
                         if place == first + count:
                             return
@@ -184,7 +192,7 @@ class TokenReader:
     def _row_item(self, place: int, row: Mapping[str, Any]) -> TokenItem:
         key = f"row {place}"
         if filtered := self._filtered(row):
-            return TokenItem(key, filtered=filtered)
+            return TokenItem(key, filtered=filtered, value=self._seen(filtered, row))
         codes = row[self.encoding_column]
         if codes is None:
             return TokenItem(key, bad=NO_CODES)
@@ -202,9 +210,24 @@ class TokenReader:
             # Not a number compares as false.
             if not ((low is None or score >= low) and (high is None or score <= high)):
                 return FILTERED_BY_SCORE
-        if self.filter_column is not None and fields.get(self.filter_column) != self.filter_value:
+        if self.filter_column is not None and self._seen(FILTERED_BY_COLUMN, fields) != self.filter_value:
             return FILTERED_BY_COLUMN
         return ""
+
+    def _seen(self, filtered: str, fields: Mapping[str, Any]) -> Any:
+        """The value that a filter looks at."""
+        value = fields.get(CLIP_SCORE if filtered == FILTERED_BY_SCORE else str(self.filter_column))
+        # Arrays have no single answer to whether they are equal.
+        return value.tolist() if isinstance(value, np.ndarray) else value
+
+    def describe_filter(self, filtered: str) -> str:
+        """What the filter wants."""
+        if filtered == FILTERED_BY_COLUMN:
+            return f"filter_column={self.filter_column} is to be {self.filter_value!r}"
+        bounds = (("at least", self.min_clip_score), ("at most", self.max_clip_score))
+        return f"{CLIP_SCORE} is to be " + " and ".join(
+            f"{name} {value:g}" for name, value in bounds if value is not None
+        )
 
     def _checked(self, block: Sequence[TokenItem]) -> Sequence[TokenItem]:
         """`block` with those marked whose numbers lie outside the model's vocabularies."""
@@ -292,12 +315,12 @@ def _whole_samples(reader: TarReader, offset: int, url: str) -> Iterator[TarSamp
         yield sample
 
 
-def _rows(batch: Any) -> Iterator[dict[str, Any]]:
-    """Rows of a record batch, lists of numbers as arrays."""
+def _rows(batch: Any, encoding_column: str) -> Iterator[dict[str, Any]]:
+    """Rows of a record batch, codes as arrays."""
     columns = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         is_list = hasattr(column, "values") and hasattr(column, "flatten")
-        columns[name] = _lists(column) if is_list else column.to_pylist()
+        columns[name] = _lists(column) if is_list and name == encoding_column else python_values(column)
     for index in range(len(batch)):
         yield {name: values[index] for name, values in columns.items()}
 

@@ -7,14 +7,18 @@ reading samples (`token_reader`), their order (`plan`).
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
-from dalle_torch.data.manifest import Manifest, ShardFolder, ShardRecord
+from dalle_torch.data.manifest import MANIFEST, Manifest, ShardFolder, ShardRecord
 from dalle_torch.data.parquet import ParquetDamage, check_columns, opened_parquet
 from dalle_torch.data.shards import Shard, find_shards, open_shard, readable
 from dalle_torch.data.tar import count_samples
 from dalle_torch.log import get_logger, progress
 
 logger = get_logger(__name__)
+
+_MIN_SAMPLE_BYTES: Final = 512
+"""A header of a tar, without which there is no sample."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ def find_token_shards(
 ) -> list[TokenShard]:
     """The shards that patterns stand for, sorted by URL; those without samples are left out.
 
-    Where a folder has a manifest it tells the number of samples. Otherwise headers are counted: the whole of a tar is
+    Where a folder has a manifest it tells the number of samples, with the records of single shards where the manifest
+    was not completed. Otherwise headers are counted: the whole of a tar is
     passed over, of parquet only the end.
 
     Args:
@@ -47,7 +52,8 @@ def find_token_shards(
 
     Raises:
         OSError: no shard matches, or a file system cannot be read.
-        ValueError: shards of another VQGAN, a column that does not exist, or no samples at all.
+        ValueError: shards of another VQGAN, a record that cannot be true, a column that does not exist, or no
+            samples at all.
     """
     shards = find_shards(patterns)
     manifests: dict[str, Manifest | None] = {}
@@ -61,7 +67,7 @@ def find_token_shards(
         (folder, record.name): (record, manifest.settings.text)
         for folder, manifest in manifests.items()
         if manifest is not None
-        for record in manifest.shards
+        for record in _records(manifest, folder)
     }
     found = list(_counted(shards, known, columns))
     if not any(shard.samples for shard in found):
@@ -77,6 +83,8 @@ def fingerprint(shards: Sequence[TokenShard]) -> str:
 
 def _check_fits(manifest: Manifest, folder: str, image_length: int, codebook_size: int) -> None:
     settings = manifest.settings
+    if not _is_count(settings.codebook_size):
+        raise ValueError(f"{folder}: its manifest has codebook_size={settings.codebook_size!r}: a whole number is due")
     if settings.image_length != image_length or settings.codebook_size > codebook_size:
         raise ValueError(
             f"{folder} holds pictures of {settings.image_length} codes out of {settings.codebook_size}; the model "
@@ -84,6 +92,31 @@ def _check_fits(manifest: Manifest, folder: str, image_length: int, codebook_siz
         )
     if not manifest.complete:
         logger.warning("%s is not complete: some of its input was not encoded yet", folder)
+
+
+def _records(manifest: Manifest, folder: str) -> Iterator[ShardRecord]:
+    """The records of a folder, each checked to be possible; newer ones than the manifest go before its own."""
+    remedy = f"remove {folder}/{MANIFEST} to have the samples counted"
+    single = [] if manifest.complete else ShardFolder(folder).records().values()
+    for record in [*manifest.shards, *single]:
+        if not isinstance(record.name, str):
+            raise ValueError(f"{folder}: its manifest has {record.name!r} for the name of a shard; {remedy}")
+        where = f"{folder}/{record.name}: its record has"
+        for name, value in (("samples", record.samples), ("bytes", record.bytes)):
+            if not _is_count(value):
+                raise ValueError(f"{where} {name}={value!r}: a whole number of at least 0 is due; {remedy}")
+        if record.samples > record.bytes // _MIN_SAMPLE_BYTES:
+            raise ValueError(
+                f"{where} samples={record.samples:,}; its {record.bytes:,} bytes hold "
+                f"{record.bytes // _MIN_SAMPLE_BYTES:,} at most; {remedy}"
+            )
+        if not isinstance(record.offsets, list) or not all(map(_is_count, record.offsets)):
+            raise ValueError(f"{where} offsets that are no list of whole numbers of at least 0; {remedy}")
+        yield record
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _counted(
@@ -97,12 +130,14 @@ def _counted(
             yield TokenShard(shard.url, shard.size, _count_rows(shard, columns), True)
         elif (shard.folder, shard.name) in known:
             record, text = known[shard.folder, shard.name]
-            offsets = tuple(record.offsets)
+            samples, offsets = record.samples, tuple(record.offsets)
             if record.bytes != shard.size:
                 logger.warning("%s has %d bytes, and %d by its manifest", shard.url, shard.size, record.bytes)
                 # Places in another file.
                 offsets = ()
-            yield TokenShard(shard.url, shard.size, record.samples, False, text, offsets)
+                if samples > shard.size // _MIN_SAMPLE_BYTES:
+                    samples = _count_tar(shard)
+            yield TokenShard(shard.url, shard.size, samples, False, text, offsets)
         else:
             yield TokenShard(shard.url, shard.size, _count_tar(shard), False)
 

@@ -30,6 +30,8 @@ class Work:
     epochs: int | None
     steps: int | None
     """Batches after which there are no more; None: never."""
+    max_bad_fraction: float
+    """Share of samples that may be unusable."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,9 @@ class WorkerStream(IterableDataset[Rows | Failure]):
         info = get_worker_info()
         first, step = (0, 1) if info is None else (info.id, info.num_workers)
         work = self.work
+        bound, here = work.max_bad_fraction, len(self.places)
         lanes = [
-            Lane(work.plan, work.shards, work.reader, lane, self.places[lane], work.epochs)
+            Lane(work.plan, work.shards, work.reader, lane, self.places[lane], work.epochs, bound, here)
             for lane in sorted(self.places)[first::step]
         ]
         try:
@@ -85,6 +88,9 @@ class WorkerStream(IterableDataset[Rows | Failure]):
                 done += 1
         except (OSError, ValueError) as error:
             yield Failure(isinstance(error, OSError), str(error))
+        finally:
+            for lane in lanes:
+                lane.close()
 
 
 def take_rows(lanes: Sequence[Lane], work: Work) -> Rows:

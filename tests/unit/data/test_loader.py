@@ -1,7 +1,10 @@
 """Batches: the same for any number of hosts and workers, each sample once an epoch, taken up again at any place."""
 
+import gc
+import glob
 import itertools
 import json
+import os
 import pickle
 
 import numpy as np
@@ -120,6 +123,28 @@ def test_one_row_a_batch_stops_at_any_sample(folder, text):
 def test_the_same_loader_goes_on_where_it_was_left(folder, text, expected):
     loader = make(folder, text)
     assert take(loader, 3) + take(loader, 4) == expected[:7]
+
+
+def test_files_are_closed_when_an_iteration_ends(folder, text):
+    loader = make(folder, text, shuffle_buffer=0)
+
+    def opened():
+        return [path for path in map(os.path.realpath, glob.glob("/proc/self/fd/*")) if path.startswith(str(folder))]
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            batches = iter(loader)
+            next(batches)
+            assert opened()
+            del batches
+            assert opened() == []
+            for _ in loader:
+                break
+            assert opened() == []
+    finally:
+        gc.enable()
 
 
 def test_states_of_all_hosts_fit_any_number_of_hosts(folder, text, expected):
@@ -270,6 +295,13 @@ def test_a_state_of_other_data_is_refused(folder, tmp_path, text):
     for place in ([0], [0, 9], [-1, 0], [0, "1"], None, [0.0, 1]):
         with pytest.raises(ValueError, match="for lane 5: \\[epoch, position up to 8\\] is due"):
             make(folder, text).load_state_dict({**state, "places": {**state["places"], "5": place}})
+    for places in (None, 3, [[0, 0]] * 8):
+        with pytest.raises(ValueError, match="for places: lane -> \\[epoch, position\\] is due"):
+            make(folder, text).load_state_dict({**state, "places": places})
+        with pytest.raises(ValueError, match="for places: lane -> "):
+            merge_states([{**state, "places": places}])
+    with pytest.raises(ValueError, match="the state of the data is None"):
+        make(folder, text).load_state_dict(None)
     half = make(folder, text, host=(1, 2)).state_dict()
     with pytest.raises(ValueError, match="lacks lanes 0 to 3: it comes from another host"):
         make(folder, text).load_state_dict(half)
@@ -279,6 +311,35 @@ def test_a_state_of_other_data_is_refused(folder, tmp_path, text):
         merge_states([half, make(folder, text, seed=1).state_dict()])
     with pytest.raises(ValueError, match="no state"):
         merge_states([])
+
+
+def test_a_state_knows_the_filter(tmp_path, text):
+    token_parquet(tmp_path / "a.parquet", range(8), lang=["en"] * 8, place=[1] * 8)
+    english = make(tmp_path, text, filter_column="lang", filter_value="en")
+    state = json.loads(json.dumps(english.state_dict()))
+    make(tmp_path, text, filter_column="lang", filter_value="en").load_state_dict(state)
+    for options, ours in [
+        ({}, "None"),
+        ({"filter_column": "lang", "filter_value": "de"}, "\"lang == 'de'\""),
+        ({"filter_column": "place", "filter_value": 1}, "'place == 1'"),
+    ]:
+        with pytest.raises(ValueError) as caught:
+            make(tmp_path, text, **options).load_state_dict(state)
+        assert f"another run: filter \"lang == 'en'\", here {ours}; use its options" in str(caught.value)
+    with pytest.raises(ValueError, match="another run: filter None, here"):
+        english.load_state_dict(make(tmp_path, text).state_dict())
+
+
+def test_clip_bounds_and_blanks_may_be_changed_on_the_way(tmp_path, text, caplog):
+    token_parquet(tmp_path / "a.parquet", range(8), clip_score=[0.5] * 8)
+    state = json.loads(json.dumps(make(tmp_path, text, min_clip_score=0.2).state_dict()))
+    make(tmp_path, text, min_clip_score=0.2).load_state_dict(state)
+    assert "other options" not in caplog.text
+    make(tmp_path, text, min_clip_score=0.3, max_clip_score=0.9, blank_caption_prob=0.5).load_state_dict(state)
+    assert (
+        "the data goes on with other options: min_clip_score 0.2, from here on 0.3; max_clip_score None, "
+        "from here on 0.9; blank_prob 0.0, from here on 0.5"
+    ) in caplog.text
 
 
 @pytest.mark.parametrize(

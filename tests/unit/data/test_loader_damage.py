@@ -3,6 +3,8 @@
 import itertools
 import json
 import logging
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -182,6 +184,29 @@ def test_bad_rows_of_parquet(tmp_path, text):
     assert dict(loader.tally.bad) == {"no_codes": 2, "codes_malformed": 2, "no_caption": 1}
 
 
+@pytest.mark.parametrize("kind", ["string", "large_string", "dictionary", "list"])
+def test_parquet_strings_that_are_no_utf8(kind, tmp_path, text):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def strings(values):
+        found = pa.array(values, pa.binary()).cast(pa.string(), safe=False).view(pa.string())
+        if kind == "list":
+            return pa.ListArray.from_arrays(pa.array(range(len(values) + 1), pa.int32()), found)
+        return found.dictionary_encode() if kind == "dictionary" else found.cast(getattr(pa, kind)())
+
+    captions = [b"a", "caf\u00e9".encode("latin-1"), "caf\u00e9".encode(), b"d"]
+    codes = pa.array([codes_of_number(number).tolist() for number in range(4)], pa.list_(pa.uint16()))
+    columns = {"caption": strings(captions), "encoding": codes, "lang": strings([b"en", b"en", b"\xff", b"en"])}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    found, loader = evaluate(tmp_path, text)
+    assert (found, dict(loader.tally.bad)) == ([0, 2, 3], {"caption_not_utf8": 1})
+    wanted = ["en"] if kind == "list" else "en"
+    loader = make(tmp_path, text, batch_size=1, filter_column="lang", filter_value=wanted)
+    assert rows(loader, 4) == [0, 3, 0, 3]
+    assert loader.tally.filtered["filter_column"] > 0
+
+
 def test_parquet_columns(tmp_path, text):
     token_parquet(tmp_path / "a.parquet", range(3), score=[1, 2, 3])
     with pytest.raises(ValueError, match=r"a.parquet has no column codes; it has: caption, encoding, score"):
@@ -238,6 +263,34 @@ def test_filters_that_leave_nothing_end_the_run(tmp_path, text):
         )
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "list"])
+def test_a_filter_that_leaves_nothing_shows_what_it_saw(kind, tmp_path, text):
+    languages = [["x", n] if kind == "tar" else ["x"] for n in range(4)] if kind != "parquet" else list("abca")
+    if kind == "tar":
+        write_tar(tmp_path / "a.tar", [(str(n), tokenised(n, **fields(lang=languages[n]))) for n in range(4)])
+    else:
+        token_parquet(tmp_path / "a.parquet", range(4), lang=languages)
+    seen = {"tar": "['x', 0], ['x', 1], ['x', 2], ['x', 3]", "parquet": "'a', 'b', 'c'", "list": "['x']"}[kind]
+    with pytest.raises(ValueError) as caught:
+        rows(make(tmp_path, text, filter_column="lang", filter_value="en"), 1)
+    assert str(caught.value) == (
+        "lane 0 of 1 has no usable sample among 4 (filtered by filter_column: 4): widen the filters, or use fewer "
+        f"lanes; filter_column=lang is to be 'en', and it is {seen}"
+    )
+    with pytest.raises(ValueError, match="filter_column=encoding is to be 'en', and it is"):
+        rows(make(tmp_path, text, filter_column="encoding", filter_value="en"), 1)
+
+
+def test_a_worker_that_is_killed_ends_the_run_in_one_line(tmp_path, text, monkeypatch):
+    token_tar(tmp_path / "a.tar", range(40))
+    loader = make(tmp_path, text, workers=1)
+    monkeypatch.setattr(token_reader, "open_shard", lambda url: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(ChildProcessError) as caught:
+        next(iter(loader))
+    assert "one of workers=1 that read the data was ended from outside" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dalle_torch.data import token_reader
+from dalle_torch.data.parquet import python_values
 from dalle_torch.data.sources import RawSample
 from dalle_torch.data.token_reader import TokenReader
 from dalle_torch.data.token_shard import OFFSET_STRIDE, PicturedSample, TokenShardWriter, text_members
@@ -72,3 +73,13 @@ def test_parquet_from_any_row(first, tmp_path):
     path = token_parquet(tmp_path / "a.parquet", range(30))
     assert read(TokenShard(str(path), path.stat().st_size, 30, True), first, 1) == [first]
     assert read(TokenShard(str(path), path.stat().st_size, 30, True), first, 30 - first) == list(range(first, 30))
+
+
+def test_values_of_parquet_that_python_cannot_hold():
+    import pyarrow as pa
+
+    text = pa.array([b"a", b"\xff", None], pa.binary()).view(pa.string())
+    assert python_values(text) == ["a", b"\xff", None]
+    assert python_values(pa.StructArray.from_arrays([text], ["b"])) == [{"b": "a"}, None, {"b": None}]
+    assert python_values(pa.array([0, 1 << 60], pa.int64()).view(pa.timestamp("s")))[1] is None
+    assert python_values(pa.array([[1, None], None, []], pa.list_(pa.int8()))) == [[1, None], None, []]
