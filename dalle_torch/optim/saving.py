@@ -72,9 +72,7 @@ def expected_shapes(optimizer: torch.optim.Optimizer) -> dict[str, torch.Size]:
     return found
 
 
-def load_state(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], description: Mapping[str, Any]
-) -> None:
+def load_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """Take over a state that fits, on the devices of the parameters; learning rates and weight decay stay."""
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():

@@ -26,9 +26,7 @@ class ShampooSharding:
         axis: the axis that matrices are kept split over.
     """
 
-    def __init__(
-        self, mesh: Any, spec_of: Callable[[Tensor], PartitionSpec] | None = None, axis: str = "dp"
-    ) -> None:
+    def __init__(self, mesh: Any, spec_of: Callable[[Tensor], PartitionSpec] | None = None, axis: str = "dp") -> None:
         if axis not in mesh.axis_names:
             raise ValueError(f"axis={axis!r} is not one of the mesh's: {', '.join(mesh.axis_names)}")
         self.mesh = mesh

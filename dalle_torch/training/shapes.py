@@ -183,9 +183,7 @@ def evaluate(
 
 
 @torch.no_grad()
-def _loss(
-    model: DalleBart, processor: DalleBartProcessor, vqgan: VQGAN, scenes: Sequence[Scene], seed: int
-) -> float:
+def _loss(model: DalleBart, processor: DalleBartProcessor, vqgan: VQGAN, scenes: Sequence[Scene], seed: int) -> float:
     batch = processor([scene.caption for scene in scenes])
     labels = vqgan.encode(to_pixels(render(scenes, seed), vqgan)).long()
     return float(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss)

@@ -46,9 +46,7 @@ class RootProblem:
     static: bool = False
 
 
-def inverse_roots(
-    matrices: Tensor, problem: RootProblem, method: Method
-) -> tuple[Tensor, Tensor]:
+def inverse_roots(matrices: Tensor, problem: RootProblem, method: Method) -> tuple[Tensor, Tensor]:
     """Roots, float32 [N, d, d], and which of them failed, bool [N]; a failed root's values are arbitrary but finite.
 
     A matrix with a NaN or an infinity fails; it does no harm to the others.

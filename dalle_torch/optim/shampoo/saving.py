@@ -140,8 +140,7 @@ def check_gradients(groups: Groups) -> None:
         (group_index, index)
         for group_index, group in enumerate(groups)
         for index, parameter in enumerate(group["params"])
-        if parameter.grad is not None
-        and (parameter.grad.layout is not torch.strided or parameter.grad.is_complex())
+        if parameter.grad is not None and (parameter.grad.layout is not torch.strided or parameter.grad.is_complex())
     ]
     if offenders:
         names = keys(groups)

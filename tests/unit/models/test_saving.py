@@ -67,9 +67,7 @@ def test_a_file_is_no_folder_to_save_to(model: DalleBart, tmp_path: Path) -> Non
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_packed_model_is_refused_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_packed_model_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The layouts need oneDNN, which some builds of torch lack; that a layer is packed is all that counts here.
     monkeypatch.setattr(packing.BlockedLinear, "__init__", packing._DrawingLinear.__init__)
     monkeypatch.setattr(packing, "can_pack", lambda model: True)

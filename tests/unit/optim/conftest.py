@@ -25,9 +25,7 @@ def parameters(dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, n
     generator = torch.Generator().manual_seed(seed)
     shapes = {"a": (8, 6), "b": (8, 6), "odd": (5, 7), "wide": (3, 20), "bias": (6,), "scalar": (),
               "kernel": (4, 3, 3, 3), "one": (1, 1)}  # fmt: skip
-    return {
-        name: nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for name, shape in shapes.items()
-    }
+    return {name: nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for name, shape in shapes.items()}
 
 
 def give_gradients(named: Iterable[nn.Parameter], step: int) -> None:
