@@ -3,7 +3,7 @@
 The only importer of pyarrow. Owns: opening, batches of rows from any place. Does not own: which columns mean what.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
@@ -73,38 +73,38 @@ def plain_columns(parquet: Any) -> list[str]:
     return [column.name for column in parquet.schema_arrow if any(kind(column.type) for kind in kinds)]
 
 
+def python_rows(batch: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a `pyarrow.RecordBatch`, of `python_values`."""
+    for row in zip(*(python_values(column) for column in batch.columns), strict=True):
+        yield dict(zip(batch.schema.names, row, strict=True))
+
+
 def python_values(column: Any) -> list[Any]:
     """A column's values as Python's own; text that is no UTF-8 stays bytes, what Python cannot hold becomes None."""
-    import pyarrow as pa
-    from pyarrow import types
-
-    if types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if types.is_string(column.type) or types.is_large_string(column.type):
-        # Nothing makes a writer's strings UTF-8, and pyarrow gives none of a column where one is not.
-        binary = pa.binary() if types.is_string(column.type) else pa.large_binary()
-        return [_text(value) for value in column.cast(binary).to_pylist()]
-    if (types.is_list(column.type) or types.is_large_list(column.type)) and not types.is_nested(column.type.value_type):
-        return [None if row.values is None else python_values(row.values) for row in column]
-    unknown = (ValueError, OverflowError, NotImplementedError, pa.ArrowException)
     try:
         values: list[Any] = column.to_pylist()
         return values
-    except unknown:
-        return [_value(scalar, unknown) for scalar in column]
+    except _unknown():
+        # Nothing makes a writer's strings UTF-8, and pyarrow gives none of a column where one is not.
+        return [_value(cell) for cell in column]
 
 
-def _text(value: bytes | None) -> str | bytes | None:
+def _unknown() -> tuple[type[Exception], ...]:
+    import pyarrow as pa
+
+    return (ValueError, OverflowError, NotImplementedError, pa.ArrowException)
+
+
+def _value(cell: Any) -> Any:
     try:
-        return None if value is None else value.decode()
+        return cell.as_py()
     except UnicodeDecodeError:
-        return value
-
-
-def _value(scalar: Any, unknown: tuple[type[Exception], ...]) -> Any:
-    try:
-        return scalar.as_py()
-    except unknown:
+        if isinstance(cell, Mapping):
+            return {name: _value(cell[name]) for name in cell}
+        if hasattr(cell, "as_buffer"):
+            return cell.as_buffer().to_pybytes()
+        return _value(cell.value) if hasattr(cell, "dictionary") else [_value(item) for item in cell]
+    except _unknown():
         return None
 
 

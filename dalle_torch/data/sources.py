@@ -24,8 +24,14 @@ from dalle_torch.data.captions import (
     safe_key,
 )
 from dalle_torch.data.images import EXTENSIONS, MAX_BYTES
-from dalle_torch.data.parquet import ParquetDamage, check_columns, opened_parquet, plain_columns, row_batches
-from dalle_torch.data.parquet_rows import python_rows
+from dalle_torch.data.parquet import (
+    ParquetDamage,
+    check_columns,
+    opened_parquet,
+    plain_columns,
+    python_rows,
+    row_batches,
+)
 from dalle_torch.data.part_names import distinct_names, place
 from dalle_torch.data.picture_folder import METADATA, image_folder, is_file_name, lines_of
 from dalle_torch.data.shards import Shard, file_system, find_shards, open_shard, readable
