@@ -148,14 +148,10 @@ def check_captions(part: Part) -> None:
         pass
 
 
-@dataclass
-class TarPart:
-    """A webdataset tar: a picture, and `txt` or a key of `json`."""
+class _WholeShard:
+    """What a part that is one file takes from it."""
 
-    name: str
     shard: Shard
-    caption_key: str | None
-    position: float = 0.0
 
     @property
     def source(self) -> str:
@@ -172,6 +168,16 @@ class TarPart:
     @property
     def weight(self) -> float:
         return self.shard.size
+
+
+@dataclass
+class TarPart(_WholeShard):
+    """A webdataset tar: a picture, and `txt` or a key of `json`."""
+
+    name: str
+    shard: Shard
+    caption_key: str | None
+    position: float = 0.0
 
     def samples(self) -> Iterator[RawSample | Skip]:
         limits = dict.fromkeys(EXTENSIONS, MAX_BYTES) | {"txt": MAX_CAPTION_BYTES, "json": MAX_JSON_BYTES}
@@ -219,7 +225,7 @@ class TarPart:
 
 
 @dataclass
-class ParquetPart:
+class ParquetPart(_WholeShard):
     """A parquet file with a column of image bytes, or of the hub's {"bytes", "path"}, and one of captions."""
 
     name: str
@@ -227,22 +233,6 @@ class ParquetPart:
     caption_key: str | None
     image_key: str
     position: float = 0.0
-
-    @property
-    def source(self) -> str:
-        return self.shard.name
-
-    @property
-    def origin(self) -> str:
-        return place(self.shard.url, 2)
-
-    @property
-    def size(self) -> int:
-        return self.shard.size
-
-    @property
-    def weight(self) -> float:
-        return self.shard.size
 
     def samples(self) -> Iterator[RawSample | Skip]:
         with open_shard(self.shard.url) as file:
