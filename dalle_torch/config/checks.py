@@ -1,0 +1,18 @@
+"""What the sections of a configuration share: bounds, and one error that names all that is wrong."""
+
+
+def refuse(owner: str, problems: list[str]) -> None:
+    if problems:
+        raise ValueError(f"{owner} cannot be used: " + "; ".join(problems))
+
+
+def below(config: object, bound: float, *names: str) -> list[str]:
+    return [
+        f"{name}={getattr(config, name)} must be at least {bound:g}" for name in names if getattr(config, name) < bound
+    ]
+
+
+def not_above(config: object, bound: float, *names: str) -> list[str]:
+    """None is no value, and fine."""
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    return [f"{name}={value} must be above {bound:g}" for name, value in given.items() if value <= bound]
