@@ -42,7 +42,7 @@ def worker_batches(stream: WorkerStream, workers: int) -> Iterator[Rows | Failur
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers > cores:
-        logger.info("workers=%d share %d cores", workers, cores)
+        logger.info("workers=%d are more than the cores of this machine: %d", workers, cores)
     with warnings.catch_warnings():
         # The number is the user's choice, and the line above is enough.
         warnings.filterwarnings("ignore", message="This DataLoader will create")

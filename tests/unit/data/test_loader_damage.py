@@ -362,7 +362,7 @@ def test_more_workers_than_cores_are_started_without_torchs_warning(tmp_path, te
         warnings.simplefilter("always")
         next(iter(make(tmp_path, text, workers=2, lanes=2)))
     assert not [str(warning.message) for warning in seen if "DataLoader" in str(warning.message)]
-    assert "workers=2 share 1 cores" in caplog.text
+    assert "workers=2 are more than the cores of this machine: 1" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 1])
