@@ -19,12 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = _Formatter
     parser.epilog = _EPILOG
     parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT",
+        "inputs", nargs="*", metavar="INPUT",
         help="tars or parquet files (paths, URLs, 'train-{00000..00099}.tar', '*.parquet'), or a folder of them or "
         "with metadata.jsonl",
     )  # fmt: skip
     parser.add_argument("--output", required=True, metavar="DIR", help="folder or URL for the shards; an interrupted "
                         "run goes on where it was")  # fmt: skip
+    parser.add_argument("--verify", action="store_true", help="read the shards of DIR again, compare sizes and "
+                        "checksums with its manifest, and encode nothing; without INPUT")  # fmt: skip
     parser.add_argument("--vqgan", default="dalle-mini/vqgan_imagenet_f16_16384", metavar="SOURCE",
                         help="hub id, folder or artifact; shapes is the embedded one")  # fmt: skip
     parser.add_argument("--revision", help="branch, tag or commit of the VQGAN on the hub")
@@ -50,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.verify:
+        return _verify(args)
+    if not args.inputs:
+        raise ValueError("no INPUT is named: give tars, parquet files or a folder (or --verify to check --output)")
     from dalle_torch.cli._startup import import_models
 
     import_models()
@@ -72,13 +78,28 @@ def run(args: argparse.Namespace) -> int:
     )
     # Mistakes in names come to light before weights are loaded.
     parts = find_parts(args.inputs, args.caption_key, args.image_key, args.samples_per_shard)
-    check_captions(parts[0])
+    check_captions(parts)
     folder = ShardFolder(args.output)
     processor = None if args.tokenizer is None else DalleBartProcessor.from_pretrained(_located(args.tokenizer))
     text = None if processor is None else TextEncoder(processor)
     vqgan = _load_vqgan(args)
     report = encode(parts, folder, vqgan, text, options)
     _print(report, folder)
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from dalle_torch.data.manifest import ShardFolder
+    from dalle_torch.data.verify import verify
+
+    if args.inputs:
+        raise ValueError(f"--verify compares the shards of --output with its own manifest: leave out {args.inputs[0]}")
+    found = verify(ShardFolder(args.output))
+    state = "complete" if found.complete else "not complete yet"
+    print(
+        f"{args.output}: {found.shards:,} shards ({found.bytes:,} bytes) are what the manifest says; it is {state}, "
+        f"with {found.samples:,} samples"
+    )
     return 0
 
 
@@ -127,5 +148,6 @@ by reason. A shard appears when it is whole: after an interruption the same comm
 
   dalle-torch encode 'cc12m/{00000..01242}.tar' --output tokens --tokenizer dalle-mini/dalle-mini
   dalle-torch encode photos/ --output tokens --vqgan shapes
+  dalle-torch encode --output tokens --verify
   dalle-torch encode 'gs://bucket/*.parquet' --output gs://bucket/tokens --host-index 3 --host-count 8 --device xla
 """

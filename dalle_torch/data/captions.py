@@ -64,29 +64,41 @@ def _is_plain(value: Any) -> bool:
 
 
 class KeyWatch:
-    """Notices that no sample has the caption key that was asked for; with no key (None) it is content."""
+    """Notices that the caption key that was asked for is nowhere in the input; one watches all its parts.
 
-    def __init__(self, key: str | None, url: str) -> None:
-        self.key, self.url = key, url
-        self.found = key is None
+    Once any sample had the key, those that lack it merely have no caption.
+    """
+
+    def __init__(self, key: str | None) -> None:
+        self.key = key
+        self.found = False
+        """Whether a sample had the key, or a parquet file its column."""
         self.seen = 0
-        self.names: list[str] = []
+        self._url = ""
+        self._names: list[str] = []
 
-    def saw(self, values: Mapping[str, Any]) -> None:
-        """Look at the fields of one more sample; raises as `check` once enough samples lack the key."""
-        if self.found:
+    @property
+    def content(self) -> bool:
+        """Whether nothing is left to be looked for."""
+        return self.key is None or self.found
+
+    def saw(self, values: Mapping[str, Any] | None, url: str) -> None:
+        """Look at the fields of one more sample; None: it has no JSON. Raises as `check` once enough lack the key."""
+        if self.content:
             return
-        self.found = self.key in values
+        self.found = values is not None and self.key in values
         self.seen += 1
-        self.names = self.names or [str(name) for name in values]
-        if self.seen == _PROBED:
+        self._url = self._url or url
+        self._names = self._names or [str(name) for name in values or ()]
+        if self.seen >= _PROBED:
             self.check()
 
     def check(self) -> None:
         """Raises ValueError where samples were seen and none had the key."""
-        if self.seen and not self.found:
-            names = ", ".join(self.names[:20]) or "none at all"
-            raise ValueError(f"{self.url}: no sample has the caption key {self.key}; the keys it has: {names}")
+        if self.seen and not self.content:
+            has = f"the keys it has: {', '.join(self._names[:20])}" if self._names else "its samples have no JSON"
+            hint = "" if self._names else "; without --caption-key captions are taken from txt"
+            raise ValueError(f"{self._url}: no sample has the caption key {self.key}; {has}{hint}")
 
 
 def json_object(data: bytes) -> dict[str, Any] | None:

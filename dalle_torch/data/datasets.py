@@ -83,7 +83,11 @@ class TokenData:
 
     def _shards(self, patterns: Sequence[str], reader: TokenReader) -> list[TokenShard]:
         return find_token_shards(
-            patterns, image_length=self.image_length, codebook_size=self.codebook_size, columns=reader.columns
+            patterns,
+            image_length=self.image_length,
+            codebook_size=self.codebook_size,
+            columns=reader.columns,
+            caption_column=reader.caption_column,
         )
 
     def _loader(self, shards: Sequence[TokenShard], reader: TokenReader, plan: Plan, epochs: int | None) -> TokenLoader:

@@ -5,11 +5,11 @@ a batch together with the place behind it, so the state of the loader is that of
 ahead. Training batches never end: each lane goes on with the next epoch by itself, so hosts whose shards are uneven do
 not wait for each other. Evaluation ends after as many batches on every host, filled up with rows that do not count.
 
-Owns: workers, batches, state, the bound on bad samples. Does not own: order (`plan`), samples (`lane`, `token_reader`).
+Owns: batches, state, the bound on bad samples. Does not own: order (`plan`), processes (`processes`), samples (`lane`,
+`token_reader`).
 """
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dalle_torch.data.lane import BAD_SAMPLES_GRACE, Tally, too_many_bad
 from dalle_torch.data.plan import Place, Plan
+from dalle_torch.data.processes import worker_batches
 from dalle_torch.data.text import TextEncoder
 from dalle_torch.data.token_reader import TokenReader
 from dalle_torch.data.tokens import TokenShard, fingerprint
@@ -28,8 +29,6 @@ from dalle_torch.log import get_logger
 logger = get_logger(__name__)
 
 STATE_FORMAT: Final = 1
-_PREFETCHED = 4
-"""Batches that each worker has ready."""
 _MAX_NAMED = 20
 """Bad samples that are logged one by one."""
 
@@ -192,26 +191,7 @@ class TokenLoader:
         if not self.workers:
             yield from stream
             return
-        batches: Iterable[Rows | Failure] = torch.utils.data.DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=streams,
-            collate_fn=_as_it_is,
-            worker_init_fn=_start_worker,
-            prefetch_factor=_PREFETCHED,
-            # The loader would draw a seed from torch's own generator, whose state belongs to the training.
-            generator=torch.Generator(),
-        )
-        try:
-            yield from batches
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            said = " ".join(str(error).split())
-            raise ChildProcessError(
-                f"one of workers={streams} that read the data was ended from outside ({said:.150}): where memory ran "
-                "out, use fewer workers or a smaller shuffle_buffer"
-            ) from error
+        yield from worker_batches(stream, streams)
 
     def _batch(self, parts: Sequence[Rows]) -> TokenBatch:
         for part in parts:
@@ -288,12 +268,3 @@ def _check_split(plan: Plan, batch_size: int, host_index: int, host_count: int, 
         problems.append(f"{plan.total} samples are fewer than lanes={plan.lanes}")
     if problems:
         raise ValueError("the data cannot be split: " + "; ".join(problems))
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
-
-
-def _start_worker(index: int) -> None:
-    # A worker is one core's; the tokenizer's threads would also warn of the fork.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"

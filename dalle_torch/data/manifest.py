@@ -153,21 +153,31 @@ class ShardFolder:
 
     def records(self) -> dict[str, ShardRecord]:
         """Committed shards by name; a record whose shard is not there with its size does not count."""
+        records, sizes = self.all_records(), self.sizes()
+        return {name: record for name, record in records.items() if sizes.get(name) == record.bytes}
+
+    def all_records(self) -> dict[str, ShardRecord]:
+        """Every record that can be read, by the name of its shard, which may be gone or of another size."""
         with readable(self.url):
             self.fs.invalidate_cache()
-            names, sizes = self._sizes(f"{self._root}/{RECORDS}"), self._sizes(self._root)
+            names = sorted(self._sizes(f"{self._root}/{RECORDS}"))
             paths = [f"{self._root}/{RECORDS}/{name}" for name in names if name.endswith(".json") and name[0] != "."]
-            # All at once: there are as many as shards, and each may be a request of its own.
-            texts = self.fs.cat(paths, on_error="omit") if paths else {}
+            # All at once: there are as many as shards, and each may be a request of its own. `cat` would take brackets
+            # in the folder's name for a pattern.
+            texts = self.fs.cat_ranges(paths, None, None, on_error="return") if paths else []
+            for text in texts:
+                if isinstance(text, Exception) and not isinstance(text, FileNotFoundError | IsADirectoryError):
+                    raise text
         found = {}
-        for path in sorted(texts):
-            try:
-                record = ShardRecord(**json.loads(texts[path]))
-            except (TypeError, ValueError):
-                continue
-            if sizes.get(record.name) == record.bytes:
+        for text in texts:
+            if not isinstance(text, Exception) and (record := _record(text)) is not None:
                 found[record.name] = record
         return found
+
+    def sizes(self) -> dict[str, int]:
+        """Name -> bytes of what lies in the folder."""
+        with readable(self.url):
+            return self._sizes(self._root)
 
     def write_record(self, record: ShardRecord) -> None:
         self.write_text(f"{RECORDS}/{record.name}.json", json.dumps(asdict(record)) + "\n")
@@ -251,6 +261,23 @@ class ShardFolder:
             if not self.fs.exists(path):
                 return None
             return bytes(self.fs.cat_file(path)).decode("utf-8", "replace")
+
+
+def _record(text: bytes) -> ShardRecord | None:
+    """The record that `text` is; None for what `encode` cannot have written."""
+    try:
+        record = ShardRecord(**json.loads(text))
+    except (TypeError, ValueError, RecursionError):
+        return None
+    strings = (record.name, record.source, record.sha256, record.settings)
+    numbers = (record.samples, record.bytes, record.source_bytes)
+    lists = record.skipped.values() if isinstance(record.skipped, dict) else [None]
+    sound = (
+        all(isinstance(value, str) for value in strings)
+        and all(type(value) is int for value in numbers)
+        and all(isinstance(value, list) for value in (record.offsets, *lists))
+    )
+    return record if sound else None
 
 
 @contextmanager

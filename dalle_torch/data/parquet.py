@@ -65,6 +65,20 @@ def check_columns(parquet: Any, columns: Sequence[str], url: str) -> None:
         raise ValueError(f"{url} has no column {' and no '.join(missing)}; it has: {', '.join(names)}")
 
 
+def check_text(parquet: Any, column: str, url: str) -> None:
+    """Raises ValueError where a column holds anything but strings, or lists of them; one of nulls alone may pass."""
+    from pyarrow import types
+
+    kind = parquet.schema_arrow.field(column).type
+    while hasattr(kind, "value_type") and not types.is_map(kind):
+        kind = kind.value_type
+    names = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null")
+    if str(kind) not in names and not types.is_fixed_size_binary(kind):
+        raise ValueError(
+            f"{url}: its column {column} is {kind}, and captions are strings; name the column that has them"
+        )
+
+
 def plain_columns(parquet: Any) -> list[str]:
     """Names of the columns of numbers, truth values and strings."""
     from pyarrow import types

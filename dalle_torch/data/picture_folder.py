@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from dalle_torch.data.captions import MAX_JSON_BYTES
-from dalle_torch.data.shards import file_system, readable
+from dalle_torch.data.shards import file_system, is_there, readable
 
 METADATA: Final = "metadata.jsonl"
 
@@ -16,11 +16,10 @@ METADATA: Final = "metadata.jsonl"
 def image_folder(name: str) -> str | None:
     """The folder that `name` is, if `metadata.jsonl` is in it."""
     name = name.removesuffix(f"/{METADATA}").rstrip("/") if name.endswith(f"/{METADATA}") else name.rstrip("/")
-    if any(char in name for char in "{*?["):
-        return None
-    fs, path = file_system(name)
+    # Says what is wrong with the name itself.
+    file_system(name)
     with readable(name):
-        return name if fs.exists(f"{path}/{METADATA}") else None
+        return name if is_there(f"{name}/{METADATA}") else None
 
 
 def lines_of(file: Any, offset: int) -> Iterator[tuple[int, bytes]]:

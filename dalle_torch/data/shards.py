@@ -1,10 +1,13 @@
 """Where shards lie: names, patterns and URLs to a list of files, and files to byte streams.
 
+A name is a pattern only where nothing is there that is called just so, braces and brackets included.
+
 Owns: brace expansion, globbing, folders, sizes, opening through fsspec, and one clear line for whatever a file system
 says no with. Does not own: what the files hold (`tar`, `rows`, `sources`).
 """
 
 import errno
+import glob
 import io
 import math
 import os
@@ -20,6 +23,7 @@ BLOCK_SIZE = 1 << 20
 """Bytes that are asked of a remote file system at a time."""
 MAX_SHARDS = 1_000_000
 _GLOB = "*?["
+_PATTERN = _GLOB + "{"
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.\d+)?\}", re.ASCII)
 _SHOWN = 5
 
@@ -59,7 +63,8 @@ def find_shards(patterns: str | Sequence[str], suffixes: Sequence[str] = SUFFIXE
 
     Args:
         patterns: paths or URLs, with braces ("train-{00000..00099}.tar") and globs; a folder stands for the files
-            with one of `suffixes` that lie in it.
+            with one of `suffixes` that lie in it. A file or folder of just that name comes before what it would stand
+            for.
 
     Raises:
         FileNotFoundError: a pattern matches nothing, or some of the names that braces list are not there.
@@ -77,7 +82,7 @@ def find_shards(patterns: str | Sequence[str], suffixes: Sequence[str] = SUFFIXE
 
 
 def _find(pattern: str, suffixes: Sequence[str]) -> Iterator[Shard]:
-    names = _expand_braces(pattern)
+    names = [pattern] if "{" in pattern and is_there(pattern) else _expand_braces(pattern)
     missing, count = [], 0
     for name in names:
         matches = list(_matches(name, suffixes))
@@ -111,8 +116,8 @@ def _matches(name: str, suffixes: Sequence[str]) -> Iterator[Shard]:
     fs, path = file_system(name)
     remote = is_remote(name)
     with readable(name):
-        if any(char in path for char in _GLOB):
-            entries = fs.glob(path, detail=True)
+        if any(char in path for char in _GLOB) and not is_there(name):
+            entries = fs.glob(_literal_folders(fs, path), detail=True)
             found = [entry for entry in entries.values() if entry["type"] == "file"]
             listed = [entry for entry in found if str(entry["name"]).endswith(tuple(suffixes))] or found
         elif fs.isdir(path):
@@ -126,6 +131,30 @@ def _matches(name: str, suffixes: Sequence[str]) -> Iterator[Shard]:
             if not PurePosixPath(entry["name"]).name.startswith("."):
                 url = fs.unstrip_protocol(entry["name"]) if remote else _like(name, entry["name"])
                 yield Shard(url, int(entry["size"] or 0))
+
+
+def is_there(name: str) -> bool:
+    """Whether a file or folder has just this name; a pattern that a file system takes for no name at all is not."""
+    fs, path = file_system(name)
+    try:
+        return bool(fs.exists(path))
+    except Exception:
+        if any(char in path for char in _PATTERN):
+            return False
+        raise
+
+
+def _literal_folders(fs: Any, path: str) -> str:
+    """`path` with brackets and the like escaped in those of its first folders that are there as they are written."""
+    *folders, name = path.split("/")
+    done: list[str] = []
+    for index, folder in enumerate(folders):
+        if any(char in folder for char in _GLOB):
+            if not fs.exists("/".join(folders[: index + 1])):
+                break
+            folder = glob.escape(folder)
+        done.append(folder)
+    return "/".join([*done, *folders[len(done) :], name])
 
 
 def _like(given: str, absolute: str) -> str:

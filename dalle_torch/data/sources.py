@@ -27,6 +27,7 @@ from dalle_torch.data.images import EXTENSIONS, MAX_BYTES
 from dalle_torch.data.parquet import (
     ParquetDamage,
     check_columns,
+    check_text,
     opened_parquet,
     plain_columns,
     python_rows,
@@ -35,12 +36,12 @@ from dalle_torch.data.parquet import (
 from dalle_torch.data.part_names import distinct_names, place
 from dalle_torch.data.picture_folder import METADATA, image_folder, is_file_name, lines_of
 from dalle_torch.data.shards import Shard, file_system, find_shards, open_shard, readable
-from dalle_torch.data.tar import DUPLICATE, TOO_LARGE, TarDamage, TarReader
+from dalle_torch.data.tar import BAD_NAME, DUPLICATE, MAX_KEY, TOO_LARGE, TarDamage, TarReader
 
 NO_IMAGE: Final = "no_image"
 SHARD_DAMAGED: Final = "shard_damaged"
 
-_PROBED = 200
+_PROBED_SAMPLES, _PROBED_PARTS = 200, 16
 _NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _BYTES_A_PICTURE = 100_000
 """What a picture counts in a folder, whose files are not looked at before their turn."""
@@ -75,6 +76,8 @@ class Part(Protocol):
 
     name: str
     """Of the shard, without `.tar`."""
+    keys: KeyWatch
+    """Of the whole input."""
     position: float
     """How far `samples` has come, from 0 to `weight`."""
 
@@ -103,7 +106,7 @@ class Part(Protocol):
 
         Raises:
             OSError: the file system failed; what is merely damaged is skipped.
-            ValueError: no sample has the caption that was asked for.
+            ValueError: the input has no caption of the key that was asked for.
         """
         ...
 
@@ -123,29 +126,55 @@ def find_parts(inputs: Sequence[str], caption_key: str | None, image_key: str, l
     parts: list[Part] = []
     urls: list[str] = []
     patterns = []
+    keys = KeyWatch(caption_key)
     for name in inputs:
         folder = image_folder(name)
         if folder is None:
             patterns.append(name)
         else:
-            parts += _folder_parts(folder, caption_key, lines_a_part)
+            parts += _folder_parts(folder, keys, lines_a_part)
             urls += [folder] * (len(parts) - len(urls))
-    shards = find_shards(patterns) if patterns else []
+    shards = _find_shards(patterns) if patterns else []
     for shard in shards:
         if shard.is_parquet:
-            parts.append(ParquetPart(shard.stem, shard, caption_key, image_key))
+            parts.append(ParquetPart(shard.stem, shard, keys, image_key))
         else:
-            parts.append(TarPart(shard.stem, shard, caption_key))
+            parts.append(TarPart(shard.stem, shard, keys))
     urls += [shard.url for shard in shards]
     for part, name in zip(parts, distinct_names([part.name for part in parts], urls), strict=True):
         part.name = name
     return sorted(parts, key=lambda part: part.name)
 
 
-def check_captions(part: Part) -> None:
-    """Look at the first samples of a part; raises ValueError where the caption key that was asked for is nowhere."""
-    for _ in islice(part.samples(), _PROBED):
-        pass
+def _find_shards(patterns: Sequence[str]) -> list[Shard]:
+    try:
+        return find_shards(patterns)
+    except FileNotFoundError as error:
+        for name in patterns:
+            fs, path = file_system(name)
+            if fs.isdir(path) and str(error) == f"no shard matches {name}":
+                raise FileNotFoundError(
+                    f"{name} has no tar, no parquet file and no {METADATA}. A folder of pictures needs {METADATA} in "
+                    f'it, with a line for each picture: {{"file_name": "a.jpg", "text": "a red car"}}'
+                ) from error
+        raise
+
+
+def check_captions(parts: Sequence[Part]) -> None:
+    """Look at the first samples of the input.
+
+    Raises:
+        ValueError: the caption key that was asked for is in none of them, or the first parquet file lacks a column.
+    """
+    left, keys = _PROBED_SAMPLES, None
+    for part in parts[:_PROBED_PARTS]:
+        keys = part.keys
+        for _ in islice(part.samples(), left):
+            left -= 1
+        if keys.content or not left:
+            return
+    if keys is not None and len(parts) <= _PROBED_PARTS:
+        keys.check()
 
 
 class _WholeShard:
@@ -176,12 +205,11 @@ class TarPart(_WholeShard):
 
     name: str
     shard: Shard
-    caption_key: str | None
+    keys: KeyWatch
     position: float = 0.0
 
     def samples(self) -> Iterator[RawSample | Skip]:
         limits = dict.fromkeys(EXTENSIONS, MAX_BYTES) | {"txt": MAX_CAPTION_BYTES, "json": MAX_JSON_BYTES}
-        keys = KeyWatch(self.caption_key, self.shard.url)
         used: set[str] = set()
         with open_shard(self.shard.url) as file:
             reader = TarReader(file, self.shard.size, limits).samples()
@@ -200,10 +228,9 @@ class TarPart(_WholeShard):
                     yield Skip(sample.key, sample.problem or DUPLICATE)
                 else:
                     used.add(key)
-                    yield self._sample(key, sample.members, keys)
-        keys.check()
+                    yield self._sample(key, sample.members)
 
-    def _sample(self, key: str, members: Mapping[str, bytes], keys: KeyWatch) -> RawSample | Skip:
+    def _sample(self, key: str, members: Mapping[str, bytes]) -> RawSample | Skip:
         image = next((members[name] for name in EXTENSIONS if name in members), None)
         if image is None:
             return Skip(key, NO_IMAGE)
@@ -213,15 +240,15 @@ class TarPart(_WholeShard):
             if found is None:
                 return Skip(key, BAD_JSON)
             metadata = found
-            keys.saw(metadata)
-        if self.caption_key is not None:
-            value = metadata.get(self.caption_key)
+        self.keys.saw(metadata if "json" in members else None, self.shard.url)
+        if self.keys.key is not None:
+            value = metadata.get(self.keys.key)
         else:
             value = members["txt"] if "txt" in members else first_of(metadata, CAPTION_KEYS)
         caption, reason = read_caption(value)
         if reason:
             return Skip(key, reason)
-        return RawSample(key, image, caption, plain_fields(metadata, self.caption_key))
+        return RawSample(key, image, caption, plain_fields(metadata, self.keys.key))
 
 
 @dataclass
@@ -230,7 +257,7 @@ class ParquetPart(_WholeShard):
 
     name: str
     shard: Shard
-    caption_key: str | None
+    keys: KeyWatch
     image_key: str
     position: float = 0.0
 
@@ -245,20 +272,32 @@ class ParquetPart(_WholeShard):
     def _rows(self, parquet: Any) -> Iterator[RawSample | Skip]:
         caption, others = self._columns(parquet)
         row, rows = 0, max(parquet.metadata.num_rows, 1)
-        for batch in row_batches(parquet, [self.image_key, caption, *others]):
+        columns = [self.image_key, *others] if caption is None else [self.image_key, caption, *others]
+        for batch in row_batches(parquet, columns):
             self.position = self.shard.size * row / rows
             for values in python_rows(batch):
                 yield self._sample(row, values, caption)
                 row += 1
 
-    def _columns(self, parquet: Any) -> tuple[str, list[str]]:
-        """The column of the captions, and those with plain values."""
+    def _columns(self, parquet: Any) -> tuple[str | None, list[str]]:
+        """The column of the captions, and those with plain values.
+
+        None: there is none, as there was in parts before this one, so that its samples have no captions.
+
+        Raises:
+            ValueError: there is no such column, here or before, or it is one of numbers.
+        """
         names = parquet.schema_arrow.names
-        caption = self.caption_key or next((name for name in CAPTION_KEYS if name in names), CAPTION_KEYS[0])
+        caption = self.keys.key or next((name for name in CAPTION_KEYS if name in names), CAPTION_KEYS[0])
+        if caption not in names and self.keys.found:
+            check_columns(parquet, [self.image_key], self.shard.url)
+            return None, []
         check_columns(parquet, [self.image_key, caption], self.shard.url)
+        check_text(parquet, caption, self.shard.url)
+        self.keys.found = True
         return caption, [name for name in plain_columns(parquet) if name not in (self.image_key, caption)]
 
-    def _sample(self, row: int, values: dict[str, Any], caption_key: str) -> RawSample | Skip:
+    def _sample(self, row: int, values: dict[str, Any], caption_key: str | None) -> RawSample | Skip:
         key = f"{row:09d}"
         image = values.pop(self.image_key)
         if isinstance(image, dict):
@@ -267,7 +306,7 @@ class ParquetPart(_WholeShard):
             return Skip(key, NO_IMAGE)
         if len(image) > MAX_BYTES:
             return Skip(key, TOO_LARGE)
-        caption, reason = read_caption(values.pop(caption_key))
+        caption, reason = read_caption(None if caption_key is None else values.pop(caption_key))
         return Skip(key, reason) if reason else RawSample(key, image, caption, plain_fields(values, None))
 
 
@@ -277,7 +316,7 @@ class FolderPart:
 
     name: str
     folder: str
-    caption_key: str | None
+    keys: KeyWatch
     first: int
     offset: int
     lines: int
@@ -298,40 +337,47 @@ class FolderPart:
 
     def samples(self) -> Iterator[RawSample | Skip]:
         url = f"{self.folder}/{METADATA}"
-        keys = KeyWatch(self.caption_key, url)
         used: set[str] = set()
+        pictures: set[str] = set()
         with open_shard(url) as file, readable(url, keep=(ValueError,)):
             numbers = range(self.first, self.first + self.lines)
             for number, (_, line) in zip(numbers, lines_of(file, self.offset), strict=False):
                 self.position = (number - self.first) * _BYTES_A_PICTURE
-                sample = self._sample(number, line, keys)
+                path, sample = self._sample(number, line)
                 if isinstance(sample, RawSample):
-                    if sample.key in used:
+                    if sample.key in used and path not in pictures:
+                        # Another picture than the one that has the key: "a.png" beside "a.jpg".
+                        sample.key = safe_key(path.replace(".", "_"))
+                    if len(sample.key) > MAX_KEY:
+                        sample = Skip(sample.key[:MAX_KEY], BAD_NAME)
+                    elif sample.key in used:
                         sample = Skip(sample.key, DUPLICATE)
                     used.add(sample.key)
+                    pictures.add(path)
                 yield sample
-        keys.check()
 
-    def _sample(self, number: int, line: bytes, keys: KeyWatch) -> RawSample | Skip:
+    def _sample(self, number: int, line: bytes) -> tuple[str, RawSample | Skip]:
+        """(file below the folder, what becomes of it)."""
         key = f"line {number + 1}"
         values = json_object(line)
         if values is None:
-            return Skip(key, BAD_JSON)
-        keys.saw(values)
+            return "", Skip(key, BAD_JSON)
+        self.keys.saw(values, f"{self.folder}/{METADATA}")
         name = values.pop("file_name", None)
         path = PurePosixPath(name) if isinstance(name, str) else PurePosixPath()
         if not path.name or path.is_absolute() or ".." in path.parts or not is_file_name(str(path)):
-            return Skip(key, NO_IMAGE, "no file_name inside the folder")
+            return "", Skip(key, NO_IMAGE, "no file_name inside the folder")
         key = safe_key(path.with_suffix("").as_posix())
-        value = values.get(self.caption_key) if self.caption_key is not None else first_of(values, CAPTION_KEYS)
+        value = values.get(self.keys.key) if self.keys.key is not None else first_of(values, CAPTION_KEYS)
         caption, reason = read_caption(value)
         if reason:
-            return Skip(key, reason)
+            return str(path), Skip(key, reason)
         url = f"{self.folder}/{path}"
-        return RawSample(key, lambda: _read_file(url), caption, plain_fields(values, self.caption_key))
+        fields = plain_fields(values, self.keys.key)
+        return str(path), RawSample(key, lambda: _read_file(url), caption, fields)
 
 
-def _folder_parts(folder: str, caption_key: str | None, lines_a_part: int) -> list[Part]:
+def _folder_parts(folder: str, keys: KeyWatch, lines_a_part: int) -> list[Part]:
     url = f"{folder}/{METADATA}"
     parts: list[tuple[int, int, int, int]] = []
     with open_shard(url) as file, readable(url, keep=(ValueError,)):
@@ -348,7 +394,7 @@ def _folder_parts(folder: str, caption_key: str | None, lines_a_part: int) -> li
         raise ValueError(f"{url} has no lines")
     name = PurePosixPath(folder.replace("\\", "/")).name or "folder"
     return [
-        FolderPart(f"{name}-{index:05d}", folder, caption_key, first, offset, lines, size)
+        FolderPart(f"{name}-{index:05d}", folder, keys, first, offset, lines, size)
         for index, (first, offset, lines, size) in enumerate(parts)
     ]
 

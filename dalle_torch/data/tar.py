@@ -1,8 +1,9 @@
 """Samples out of a tar archive, fast and without trusting it.
 
 A sample is a run of files that share their name up to the first dot: "a/7.jpg" and "a/7.txt" are the members "jpg" and
-"txt" of the sample "a/7" (the webdataset convention). Files are read only if a limit is given for their extension, and
-only up to it; links, devices and folders are passed over.
+"txt" of the sample "a/7" (the webdataset convention). A file whose name has no dot, or one that is too long, makes a
+sample that must not be used; hidden files and names that begin with two underscores are passed over, as are links,
+devices and folders. Files are read only if a limit is given for their extension, and only up to it.
 
 Owns: headers (ustar, GNU long names, pax paths and sizes), grouping, damage. Does not own: what members hold. Python's
 `tarfile` takes several times longer for a header, which is most of the work where samples are a kilobyte.
@@ -17,7 +18,9 @@ CHUNK: Final = 1 << 20
 MAX_HEADER: Final = 1 << 16
 """Longest name or pax header that is read."""
 MAX_KEY: Final = 1024
+"""Characters of a sample's name."""
 
+BAD_NAME: Final = "bad_name"
 DUPLICATE: Final = "duplicate_key"
 TOO_LARGE: Final = "member_too_large"
 
@@ -70,21 +73,27 @@ class TarReader:
         self._at = offset
         self._refill(BLOCK)
         current: TarSample | None = None
+        current_name = ("", "")
         try:
             for start, name, size in self._headers():
                 base, _, file_name = name.rpartition("/")
                 stem, dot, extension = file_name.partition(".")
-                if not dot or not stem or stem.startswith("__"):
+                if not stem or stem.startswith("__"):
                     self._skip(size)
                     continue
                 key = f"{base}/{stem}" if base else stem
-                extension = extension.lower()
-                if current is None or key != current.key:
+                if current is None or (key, dot) != current_name:
                     done, current = current, None
                     if done is not None:
                         yield done
+                    current_name = (key, dot)
                     current = TarSample(key, start)
-                self._read_member(current, extension, size)
+                    if not dot or len(key) > MAX_KEY:
+                        current.key, current.problem = key[:MAX_KEY], BAD_NAME
+                if current.problem == BAD_NAME:
+                    self._skip(size)
+                else:
+                    self._read_member(current, extension.lower(), size)
         except TarDamage:
             # A member that was cut off takes its sample with it.
             if current is not None and current.problem is None and self._whole:
@@ -129,7 +138,7 @@ class TarReader:
             name = pax.get("path") or long_name or _header_name(header)
             if "size" in pax:
                 size = _number(pax["size"], self._at)
-            if kind in _FILES and len(name) <= MAX_KEY:
+            if kind in _FILES:
                 yield first, name, size
             else:
                 self._skip(size)

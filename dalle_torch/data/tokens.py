@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from dalle_torch.data.manifest import MANIFEST, Manifest, ShardFolder, ShardRecord
-from dalle_torch.data.parquet import ParquetDamage, check_columns, opened_parquet
+from dalle_torch.data.parquet import ParquetDamage, check_columns, check_text, opened_parquet
 from dalle_torch.data.shards import Shard, find_shards, open_shard, readable
 from dalle_torch.data.tar import count_samples
+from dalle_torch.data.token_shard import OFFSET_STRIDE
 from dalle_torch.log import get_logger, progress
 
 logger = get_logger(__name__)
@@ -28,7 +29,8 @@ class TokenShard:
     url: str
     size: int
     samples: int
-    """Samples that it should have; one that is damaged has one more, which stands for what is lost."""
+    """Samples that it should have: those of its record, whatever is left of the file. Where there is no record, one
+    that is damaged has one more than can be read, which stands for what is lost."""
     is_parquet: bool
     text: str | None = None
     """Fingerprint of the tokenizer behind the token ids it holds."""
@@ -37,7 +39,12 @@ class TokenShard:
 
 
 def find_token_shards(
-    patterns: str | Sequence[str], *, image_length: int, codebook_size: int, columns: Sequence[str] = ()
+    patterns: str | Sequence[str],
+    *,
+    image_length: int,
+    codebook_size: int,
+    columns: Sequence[str] = (),
+    caption_column: str = "",
 ) -> list[TokenShard]:
     """The shards that patterns stand for, sorted by URL; those without samples are left out.
 
@@ -49,6 +56,7 @@ def find_token_shards(
         patterns: as `shards.find_shards` takes them.
         image_length, codebook_size: of the model; manifests that say otherwise are refused.
         columns: that parquet files must have.
+        caption_column: the one of them that must hold strings.
 
     Raises:
         OSError: no shard matches, or a file system cannot be read.
@@ -69,7 +77,7 @@ def find_token_shards(
         if manifest is not None
         for record in _records(manifest, folder)
     }
-    found = list(_counted(shards, known, columns))
+    found = list(_counted(shards, known, columns, caption_column))
     if not any(shard.samples for shard in found):
         raise ValueError(f"{len(found)} shards, of which the first is {found[0].url}, have no sample")
     return [shard for shard in found if shard.samples]
@@ -97,7 +105,7 @@ def _check_fits(manifest: Manifest, folder: str, image_length: int, codebook_siz
 def _records(manifest: Manifest, folder: str) -> Iterator[ShardRecord]:
     """The records of a folder, each checked to be possible; newer ones than the manifest go before its own."""
     remedy = f"remove {folder}/{MANIFEST} to have the samples counted"
-    single = [] if manifest.complete else ShardFolder(folder).records().values()
+    single = [] if manifest.complete else ShardFolder(folder).all_records().values()
     for record in [*manifest.shards, *single]:
         if not isinstance(record.name, str):
             raise ValueError(f"{folder}: its manifest has {record.name!r} for the name of a shard; {remedy}")
@@ -120,14 +128,17 @@ def _is_count(value: Any) -> bool:
 
 
 def _counted(
-    shards: Sequence[Shard], known: dict[tuple[str, str], tuple[ShardRecord, str | None]], columns: Sequence[str]
+    shards: Sequence[Shard],
+    known: dict[tuple[str, str], tuple[ShardRecord, str | None]],
+    columns: Sequence[str],
+    caption_column: str,
 ) -> Iterator[TokenShard]:
     unknown = sum((shard.folder, shard.name) not in known and not shard.is_parquet for shard in shards)
     if unknown:
         logger.info("counting the samples of %d shards that no manifest knows", unknown)
     for shard in progress(shards, desc="counting samples", unit="shard"):
         if shard.is_parquet:
-            yield TokenShard(shard.url, shard.size, _count_rows(shard, columns), True)
+            yield TokenShard(shard.url, shard.size, _count_rows(shard, columns, caption_column), True)
         elif (shard.folder, shard.name) in known:
             record, text = known[shard.folder, shard.name]
             samples, offsets = record.samples, tuple(record.offsets)
@@ -135,7 +146,10 @@ def _counted(
                 logger.warning("%s has %d bytes, and %d by its manifest", shard.url, shard.size, record.bytes)
                 # Places in another file.
                 offsets = ()
-                if samples > shard.size // _MIN_SAMPLE_BYTES:
+                # What is cut off is lost and counts so, if the record is one that `encode` can have written: it has a
+                # place for every so many samples.
+                noted = OFFSET_STRIDE * len(record.offsets)
+                if samples > max(noted, shard.size // _MIN_SAMPLE_BYTES):
                     samples = _count_tar(shard)
             yield TokenShard(shard.url, shard.size, samples, False, text, offsets)
         else:
@@ -150,11 +164,13 @@ def _count_tar(shard: Shard) -> int:
     return count + (damage is not None)
 
 
-def _count_rows(shard: Shard, columns: Sequence[str]) -> int:
+def _count_rows(shard: Shard, columns: Sequence[str], caption_column: str) -> int:
     with open_shard(shard.url) as file:
         try:
             with opened_parquet(file) as parquet:
                 check_columns(parquet, columns, shard.url)
+                if caption_column:
+                    check_text(parquet, caption_column, shard.url)
                 return int(parquet.metadata.num_rows)
         except ParquetDamage as damage:
             logger.warning("%s is damaged: %s", shard.url, damage)

@@ -125,6 +125,37 @@ def test_other_files_of_the_same_names(model, tars, tmp_path, capsys):
     assert capsys.readouterr().out.endswith("8 samples in 2 shards, complete\n")
 
 
+@pytest.mark.parametrize("name", ["out[1]", "a*b", "{c,d}"])
+def test_an_output_whose_name_looks_like_a_pattern(name, model, tars, tmp_path, capsys):
+    output = tmp_path / name
+    assert main(arguments(model, tars, output)) == 0
+    assert capsys.readouterr().out.endswith(f"{output}: 12 samples in 3 shards, complete\n")
+    assert main(arguments(model, tars, output)) == 0
+    assert main(["encode", "--output", str(output), "--verify"]) == 0
+
+
+def test_verify(model, tars, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(arguments(model, tars, out)) == 0
+    capsys.readouterr()
+    assert main(["encode", "--output", str(out), "--verify"]) == 0
+    size = sum(path.stat().st_size for path in out.glob("*.tar"))
+    line = f"{out}: 3 shards ({size:,} bytes) are what the manifest says; it is complete, with 12 samples\n"
+    assert capsys.readouterr().out == line
+    data = bytearray((out / "1.tar").read_bytes())
+    data[600] ^= 1
+    (out / "1.tar").write_bytes(data)
+    line = fails(capsys, "encode", "--output", str(out), "--verify")
+    assert line.startswith(f"{out}: 1 of 3 shards are not what the manifest says: 1.tar has sha256 ")
+    (out / "1.tar").unlink()
+    assert main(arguments(model, tars, out)) == 0, "as the line says"
+    assert main(["encode", "--output", str(out), "--verify"]) == 0
+    capsys.readouterr()
+    assert "leave out in.tar" in fails(capsys, "encode", "in.tar", "--output", str(out), "--verify")
+    assert "no INPUT is named" in fails(capsys, "encode", "--output", str(out))
+    assert f"{tmp_path} has no manifest.json" in fails(capsys, "encode", "--output", str(tmp_path), "--verify")
+
+
 def test_input_without_a_sample(model, tmp_path, capsys):
     write_tar(tmp_path / "in" / "0.tar", [])
     line = fails(capsys, *arguments(model, tmp_path / "in", tmp_path / "out"))

@@ -3,8 +3,12 @@
 import itertools
 import json
 import logging
+import multiprocessing
 import os
 import signal
+import tarfile
+import time
+import warnings
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from dalle_torch.config import DataConfig
 from dalle_torch.data import loader as loader_module
 from dalle_torch.data import token_reader
 from dalle_torch.data.datasets import TokenData
+from dalle_torch.data.manifest import Settings, ShardFolder, ShardRecord
 from dalle_torch.data.text import TextEncoder
 from dalle_torch.data.token_reader import read_npy
 from tests.shard_files import (
@@ -162,6 +167,51 @@ def test_a_shard_that_was_damaged_after_it_was_counted_leaves_no_host_waiting(tm
     assert good + sum(loader.tally.bad_count for loader in loaders) == 16
 
 
+def encoded_folder(folder, shards):
+    """As `encode` leaves it: tars with records and a manifest."""
+    settings = Settings(vqgan="", resolution=16, image_length=CODES, codebook_size=CODEBOOK, dtype="")
+    output = ShardFolder(str(folder))
+    for name, numbers in shards.items():
+        size = token_tar(folder / name, numbers).stat().st_size
+        output.write_record(
+            ShardRecord(name=name, source="x", samples=len(numbers), bytes=size, sha256="", offsets=[0])
+        )
+    output.write_manifest(settings, list(shards))
+
+
+@pytest.mark.parametrize("length", [0, 100, 3000, 9000])
+def test_all_that_a_cut_shard_has_lost_counts_as_bad(length, tmp_path, text):
+    encoded_folder(tmp_path, {"a.tar": range(12), "b.tar": range(12, 18)})
+    before = make(tmp_path, text, lanes=2, shuffle_buffer=8)
+    state = before.state_dict()
+    path = tmp_path / "a.tar"
+    path.write_bytes(path.read_bytes()[:length])
+    found, loader = evaluate(tmp_path, text)
+    lost = 18 - len(found)
+    assert found == [*range(12 - lost), *range(12, 18)] and lost >= 7
+    assert (loader.tally.seen, dict(loader.tally.bad)) == (18, {"shard_damaged": lost})
+    after = make(tmp_path, text, lanes=2, shuffle_buffer=8)
+    after.load_state_dict(state)
+    assert after.plan == before.plan, "every other sample keeps its place"
+    with pytest.raises(ValueError, match=f"{lost} of 18 samples"):
+        evaluate(tmp_path, text, max_bad_fraction=(lost - 1) / 18)
+    evaluate(tmp_path, text, max_bad_fraction=lost / 18)
+
+
+def test_names_without_extension_are_counted(tmp_path, text):
+    write_tar(tmp_path / "a.tar", [("a", tokenised(0)), ("x" * 2000, tokenised(1)), ("b", tokenised(2))])
+    with tarfile.open(tmp_path / "a.tar", "a") as archive:
+        archive.addfile(tarfile.TarInfo("README"))
+    found, loader = evaluate(tmp_path, text)
+    assert (found, loader.tally.seen, dict(loader.tally.bad)) == ([0, 2], 4, {"bad_name": 2})
+
+
+def test_a_caption_column_of_numbers_is_told_at_once(tmp_path, text):
+    token_parquet(tmp_path / "a.parquet", range(3), caption=[1, 2, 3])
+    with pytest.raises(ValueError, match="a.parquet: its column caption is int64, and captions are strings"):
+        make(tmp_path, text)
+
+
 def test_damaged_parquet(tmp_path, text):
     data = token_parquet(tmp_path / "b.parquet", range(10, 20)).read_bytes()
     token_parquet(tmp_path / "a.parquet", range(4))
@@ -289,8 +339,30 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_line(tmp_path, text, monkey
     monkeypatch.setattr(token_reader, "open_shard", lambda url: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(ChildProcessError) as caught:
         next(iter(loader))
-    assert "one of workers=1 that read the data was ended from outside" in str(caught.value)
+    assert "one of the workers that read the data was ended from outside" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_worker_that_is_killed_elsewhere_in_the_run_is_named_there(tmp_path, text):
+    token_tar(tmp_path / "a.tar", range(40))
+    batches = iter(make(tmp_path, text, workers=1))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    with pytest.raises(ChildProcessError, match="one of the workers that read the data was ended from outside"):
+        # As a step of the training does, which asks for no batch meanwhile.
+        os.kill(worker.pid, signal.SIGKILL)
+        for _ in range(600):
+            time.sleep(0.1)
+
+
+def test_more_workers_than_cores_are_started_without_torchs_warning(tmp_path, text, monkeypatch, caplog):
+    token_tar(tmp_path / "a.tar", range(40))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
+    with warnings.catch_warnings(record=True) as seen, caplog.at_level(logging.INFO, logger="dalle_torch"):
+        warnings.simplefilter("always")
+        next(iter(make(tmp_path, text, workers=2, lanes=2)))
+    assert not [str(warning.message) for warning in seen if "DataLoader" in str(warning.message)]
+    assert "workers=2 are more than the cores of this machine: 1" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -318,8 +390,6 @@ def test_bad_samples_are_named_until_they_are_many(tmp_path, text, caplog):
 
 def test_tokens_in_shards_are_used_if_they_are_of_this_tokenizer(tmp_path, text, caplog):
     from dataclasses import asdict
-
-    from dalle_torch.data.manifest import Settings, ShardFolder, ShardRecord
 
     ids = text(["stored"])[0]
     samples = [(str(n), tokenised(n, **{"tokens.npy": npy(ids.astype(np.uint16))})) for n in range(3)]

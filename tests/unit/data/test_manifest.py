@@ -51,6 +51,27 @@ def test_a_record_counts_only_with_its_shard_whole(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "values",
+    [{"name": ["0.tar"]}, {"name": None}, {"samples": "2"}, {"bytes": [3]}, {"skipped": ["k"]}, {"skipped": {"x": 3}},
+     {"offsets": None}, {"settings": {}}, {"source": 1}, {"sha256": 1}, {"source_bytes": "1"}],
+)  # fmt: skip
+def test_a_record_that_encode_cannot_have_written_does_not_count(values, folder, tmp_path):
+    path = tmp_path / "records" / "0.tar.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    assert list(folder.records()) == ["1.tar"]
+
+
+@pytest.mark.parametrize("name", ["out[1]", "a*", "b?", "{c,d}"])
+def test_a_folder_whose_name_looks_like_a_pattern(name, tmp_path):
+    (tmp_path / name).mkdir()
+    folder = ShardFolder(str(tmp_path / name))
+    for shard in ("0.tar", "1[2].tar"):
+        folder.write_record(record(tmp_path / name, shard))
+    assert list(folder.records()) == ["0.tar", "1[2].tar"]
+    assert folder.write_manifest(SETTINGS, ["0.tar", "1[2].tar"]).complete
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "manifest.json is no manifest of token shards"),

@@ -39,6 +39,32 @@ def test_a_relative_name_stays_relative(folder, monkeypatch):
     assert find_shards("a-0.tar")[0].folder == "."
 
 
+@pytest.mark.parametrize(
+    "name", ["x[1].tar", "x*.tar", "x?.tar", "x{1..2}.tar", "x{.tar", "[ab]/x.tar", "d[1]/x{1}.tar"]
+)
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_what_is_there_comes_before_what_it_would_stand_for(name, kind, tmp_path):
+    root = str(tmp_path) if kind == "local" else f"memory://{uuid.uuid4().hex}"
+    system = fsspec.filesystem("file" if kind == "local" else "memory")
+    for other in (name, "x1.tar", "x2.tar", "a/x.tar", "d1/x1.tar"):
+        system.makedirs(f"{root}/{other}".rpartition("/")[0], exist_ok=True)
+        system.pipe_file(f"{root}/{other}", b"x")
+    (shard,) = find_shards(f"{root}/{name}")
+    assert shard.url.endswith(f"/{name}")
+    with open_shard(shard.url) as file:
+        assert file.read() == b"x"
+
+
+def test_patterns_below_a_folder_with_brackets(tmp_path):
+    for name in ("out[1]/a.tar", "out[1]/b[2]/c.tar", "out1/d.tar", "out2/e.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert names(f"{tmp_path}/out[1]") == names(f"{tmp_path}/out[1]/*.tar") == ["a.tar"]
+    assert names(f"{tmp_path}/out[1]/b[2]/*") == ["c.tar"]
+    assert names(f"{tmp_path}/out[12]/*.tar") == ["d.tar", "e.tar"]
+    assert names(f"{tmp_path}/out[1]/{{a,b[2]/c}}.tar") == ["a.tar", "c.tar"]
+
+
 def test_any_file_system_of_fsspec(tmp_path):
     root = f"memory://{uuid.uuid4().hex}"
     system = fsspec.filesystem("memory")

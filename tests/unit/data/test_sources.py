@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import tarfile
 
 import pytest
 
@@ -17,7 +18,7 @@ from dalle_torch.data.captions import (
 )
 from dalle_torch.data.decoding import Decoder, decoded
 from dalle_torch.data.sources import NO_IMAGE, SHARD_DAMAGED, RawSample, Skip, check_captions, find_parts
-from dalle_torch.data.tar import DUPLICATE, TOO_LARGE
+from dalle_torch.data.tar import BAD_NAME, DUPLICATE, MAX_KEY, TOO_LARGE
 from tests.shard_files import captioned, good_tar, jsonl, picture, write_tar
 
 
@@ -197,17 +198,115 @@ def test_a_caption_that_does_not_exist_is_told_at_once(tmp_path):
     many = [(f"{number:04d}", {"jpg": b"x", "json": b'{"title": "t"}'}) for number in range(300)]
     for path in (write_tar(tmp_path / "many.tar", many), write_tar(tmp_path / "few.tar", many[:3])):
         with pytest.raises(ValueError, match="no sample has the caption key alt; the keys it has: title"):
-            check_captions(parts_of(path, caption_key="alt")[0])
-        check_captions(parts_of(path, caption_key="title")[0])
+            check_captions(parts_of(path, caption_key="alt"))
+        check_captions(parts_of(path, caption_key="title"))
     jsonl(tmp_path / "folder" / "metadata.jsonl", [{"file_name": "a.jpg", "text": "x"}])
     for name, message in (
         ("a.parquet", "has no column alt; it has: image, caption"),
         ("folder", "no sample has the caption key alt; the keys it has: file_name, text"),
     ):
         with pytest.raises(ValueError, match=message):
-            check_captions(parts_of(tmp_path / name, caption_key="alt")[0])
+            check_captions(parts_of(tmp_path / name, caption_key="alt"))
     with pytest.raises(ValueError, match="has no column picture; it has: image, caption"):
-        check_captions(parts_of(tmp_path / "a.parquet", image_key="picture")[0])
+        check_captions(parts_of(tmp_path / "a.parquet", image_key="picture"))
+
+
+def no_alt(count, first=0):
+    return [(f"{n:04d}", captioned(n, json=b'{"title": "t"}')) for n in range(first, first + count)]
+
+
+def test_a_part_that_lacks_the_caption_key_others_have_is_counted(tmp_path):
+    write_tar(tmp_path / "0.tar", no_alt(3))
+    write_tar(tmp_path / "1.tar", [(str(n), captioned(n, json=b'{"alt": "y"}')) for n in range(3)])
+    write_tar(tmp_path / "2.tar", no_alt(150, 200))
+    check_captions(parts_of(tmp_path, caption_key="alt"))
+    good, skipped = read(tmp_path, caption_key="alt")
+    assert [item.caption for item in good] == ["y"] * 3
+    assert list(skipped.values()) == [NO_CAPTION] * 153
+    for number in range(20):
+        write_tar(tmp_path / "many" / f"{number:02d}.tar", no_alt(10))
+    with pytest.raises(ValueError, match=r"many/00.tar: no sample has the caption key alt; the keys it has: title"):
+        check_captions(parts_of(tmp_path / "many", caption_key="alt"))
+    with pytest.raises(ValueError, match="no sample has the caption key alt"):
+        read(tmp_path / "many", caption_key="alt")
+
+
+def test_a_caption_key_where_tars_hold_only_text(tmp_path):
+    good_tar(tmp_path / "a.tar", 3)
+    with pytest.raises(ValueError) as caught:
+        check_captions(parts_of(tmp_path / "a.tar", caption_key="alt"))
+    assert str(caught.value) == (
+        f"{tmp_path}/a.tar: no sample has the caption key alt; its samples have no JSON; without --caption-key "
+        "captions are taken from txt"
+    )
+
+
+def test_a_parquet_file_that_lacks_the_caption_column_others_have_is_counted(tmp_path):
+    write_parquet(tmp_path / "0.parquet", image=[b"x"] * 2, caption=["a", "b"])
+    write_parquet(tmp_path / "1.parquet", image=[b"x"] * 3, title=["a"] * 3)
+    for key in (None, "caption"):
+        good, skipped = read(tmp_path / "*.parquet", caption_key=key)
+        assert (len(good), list(skipped.values())) == (2, [NO_CAPTION] * 3)
+    with pytest.raises(ValueError, match=r"1.parquet has no column caption; it has: image, title"):
+        read(tmp_path / "1.parquet")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"), [([1, 2], "int64"), ([1.5, None], "double"), ([[1], [2]], "int64"), ([True, False], "bool")]
+)
+def test_a_caption_column_of_numbers_is_told_at_once(values, kind, tmp_path):
+    write_parquet(tmp_path / "a.parquet", image=[b"x"] * 2, caption=values)
+    with pytest.raises(ValueError, match=f"a.parquet: its column caption is {kind}, and captions are strings"):
+        check_captions(parts_of(tmp_path / "a.parquet"))
+    write_parquet(tmp_path / "a.parquet", image=[b"x"] * 2, caption=[None, None])
+    assert read(tmp_path / "a.parquet") == ([], {f"{n:09d}": NO_CAPTION for n in range(2)})
+
+
+def test_names_that_no_shard_can_hold_are_counted(tmp_path):
+    longest = "x" * MAX_KEY
+    write_tar(tmp_path / "a.tar", [(longest, captioned(0)), (longest + "y", captioned(1)), ("b", captioned(2))])
+    with tarfile.open(tmp_path / "a.tar", "a") as archive:
+        archive.addfile(tarfile.TarInfo("README"))
+    good, skipped = read(tmp_path / "a.tar")
+    assert ([item.key for item in good], skipped) == ([longest, "b"], {longest: BAD_NAME, "README": BAD_NAME})
+    name = "/".join(["d" * 200] * 6)
+    jsonl(tmp_path / "metadata.jsonl", [{"file_name": f"{name}/a.jpg", "text": "x"}])
+    assert read(tmp_path)[1] == {f"{name}/a"[:MAX_KEY]: BAD_NAME}
+
+
+def test_two_pictures_of_one_stem(tmp_path):
+    names = ("a.jpg", "a.png", "a.png", "b.png")
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    jsonl(tmp_path / "metadata.jsonl", [{"file_name": name, "text": name} for name in names])
+    good, skipped = read(tmp_path)
+    assert [(item.key, item.caption, item.image()) for item in good] == [
+        ("a", "a.jpg", b"a.jpg"), ("a_png", "a.png", b"a.png"), ("b", "b.png", b"b.png"),
+    ]  # fmt: skip
+    assert skipped == {"a": DUPLICATE}
+    write_tar(tmp_path / "t" / "a.tar", [("a", {"png": b"mask", "jpg": b"picture", "txt": b"x"})])
+    (item,), skipped = read(tmp_path / "t")
+    assert (item.image, skipped) == (b"picture", {}), "in a tar they are members of one sample, of which jpg goes first"
+
+
+def test_a_folder_of_pictures_alone_is_told_what_it_lacks(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(picture())
+    with pytest.raises(FileNotFoundError) as caught:
+        parts_of(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path} has no tar, no parquet file and no metadata.jsonl. A folder of pictures needs metadata.jsonl in "
+        'it, with a line for each picture: {"file_name": "a.jpg", "text": "a red car"}'
+    )
+    with pytest.raises(FileNotFoundError, match="^no shard matches"):
+        parts_of(tmp_path / "*.tar")
+
+
+def test_a_folder_of_pictures_with_brackets_in_its_name(tmp_path):
+    folder = tmp_path / "my {photos} [1]"
+    jsonl(folder / "metadata.jsonl", [{"file_name": "a[1].jpg", "text": "x"}])
+    (folder / "a[1].jpg").write_bytes(b"picture")
+    (item,), skipped = read(folder)
+    assert (item.key, item.image(), skipped) == ("a[1]", b"picture", {})
 
 
 def test_files_of_one_name_in_two_folders_become_two_shards(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dalle_torch.data.tar import BLOCK, DUPLICATE, TOO_LARGE, TarDamage, TarReader, count_samples
+from dalle_torch.data.tar import BAD_NAME, BLOCK, DUPLICATE, MAX_KEY, TOO_LARGE, TarDamage, TarReader, count_samples
 from tests.shard_files import read_tar, write_tar
 
 LIMITS = {"txt": 5000, "npy": 3_000_000}
@@ -71,13 +71,38 @@ def test_a_member_that_comes_twice_spoils_its_sample(tmp_path):
 def test_links_devices_folders_and_hidden_names_are_passed_over(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for name, kind in (("d", tarfile.DIRTYPE), ("l.txt", tarfile.SYMTYPE), ("h.txt", tarfile.LNKTYPE),
-                           ("c.txt", tarfile.CHRTYPE), ("__meta.txt", tarfile.REGTYPE), ("dotless", tarfile.REGTYPE),
+                           ("c.txt", tarfile.CHRTYPE), ("__meta.txt", tarfile.REGTYPE), ("__dotless", tarfile.REGTYPE),
                            (".hidden", tarfile.REGTYPE), ("f.txt", tarfile.REGTYPE)):  # fmt: skip
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "/etc/passwd"
             archive.addfile(info)
     samples, damage = read((tmp_path / "a.tar").read_bytes())
     assert ([sample.key for sample in samples], damage) == (["f"], None)
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_name_without_an_extension_or_too_long_makes_a_bad_sample(format, tmp_path):
+    longest, longer = "x" * MAX_KEY, "y" * (MAX_KEY + 1)
+    with tarfile.open(tmp_path / "a.tar", "w", format=format) as archive:
+        for name in (
+            "a",
+            "a.txt",
+            "sub/README",
+            f"{longest}.txt",
+            f"{longer}1.txt",
+            f"{longer}1.npy",
+            f"{longer}2.txt",
+        ):
+            archive.addfile(tarfile.TarInfo(name))
+    data = (tmp_path / "a.tar").read_bytes()
+    samples, damage = read(data)
+    assert damage is None
+    assert [(sample.key, sample.problem) for sample in samples] == [
+        ("a", BAD_NAME), ("a", None), ("sub/README", BAD_NAME), (longest, None),
+        (longer[:MAX_KEY], BAD_NAME), (longer[:MAX_KEY], BAD_NAME),
+    ]  # fmt: skip
+    assert not any(sample.members for sample in samples if sample.problem)
+    assert count_samples(io.BytesIO(data), len(data)) == (6, None)
 
 
 def whole(tmp_path: Path, count=4) -> bytes:

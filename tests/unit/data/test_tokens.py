@@ -55,6 +55,14 @@ def test_a_record_of_another_file_does_not_make_samples(tmp_path):
 
 
 @pytest.mark.parametrize("complete", [True, False])
+def test_a_shard_that_was_cut_off_has_the_samples_of_its_record(complete, tmp_path):
+    path = with_manifest(tmp_path, complete, offsets=[0])
+    path.write_bytes(path.read_bytes()[:1000])
+    (shard,) = find(tmp_path)
+    assert (shard.samples, shard.size, shard.offsets) == (6, 1000, ())
+
+
+@pytest.mark.parametrize("complete", [True, False])
 def test_records_count_where_the_manifest_was_not_completed(complete, tmp_path, monkeypatch):
     with_manifest(tmp_path, complete)
     path = token_tar(tmp_path / "b.tar", range(3))
