@@ -1,13 +1,19 @@
-"""YAML files and `key=value` overrides to the dataclasses of `config`; unknown keys are refused.
+"""YAML files and `key=value` overrides to the dataclasses of `config`, unknown keys refused; and the way back.
 
-Owns: reading. Does not own: which options there are (`config`).
+Owns: reading and writing. Does not own: which options there are (`config`).
 """
 
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dalle_torch.storage.places import Place
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Config = TypeVar("Config")
 
@@ -46,3 +52,28 @@ def load_config(cls: type[Config], path: str | os.PathLike[str], overrides: Sequ
         )
         raise ValueError(f"{path}: {reason or type(error).__name__}") from error
     return config
+
+
+def dump_config(config: "DataclassInstance") -> str:
+    """All options of `config`, defaults too, as YAML that `load_config` reads back to an equal one.
+
+    The exceptions are its own: in `dict[str, Any]` it takes a string such as "10" for a number, and the string "null"
+    for none where there may be none.
+    """
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    # The reader takes 1e-3 for a number, as YAML 1.2 does: a string of that form needs quotes.
+    Dumper.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.[\d_]+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
+    return yaml.dump(asdict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def save_config(config: "DataclassInstance", path: str | os.PathLike[str]) -> None:
+    """Write `dump_config(config)` to a file, named by a path or a URL, whole or not at all. Raises OSError."""
+    folder, _, name = os.fspath(path).rpartition("/")
+    Place(folder or ".").write(name, dump_config(config).encode())

@@ -6,6 +6,7 @@ Does not own: reading what the files hold (`models.loading`, `models.convert`).
 """
 
 from dalle_torch.storage.atomic import atomic_file, atomic_folder, sha256_of
+from dalle_torch.storage.places import Place
 from dalle_torch.storage.sources import (
     COMPANIONS,
     WEIGHT_FORMATS,
@@ -19,6 +20,7 @@ __all__ = [
     "COMPANIONS",
     "WEIGHT_FORMATS",
     "CheckpointError",
+    "Place",
     "atomic_file",
     "atomic_folder",
     "choose_weights",

@@ -4,9 +4,21 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from dalle_torch.config import OptimizerConfig, PlateauConfig, ShampooConfig, ShapesConfig, TrainingConfig
-from dalle_torch.config_io import load_config
+from dalle_torch.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PlateauConfig,
+    RunConfig,
+    ShampooConfig,
+    ShapesConfig,
+    TrackingConfig,
+    TrainingConfig,
+)
+from dalle_torch.config_io import load_config, save_config
 from dalle_torch.models.configuration import DalleBartConfig, VQGANConfig
 
 SHAPES_FILE = Path(__file__).parents[2] / "configs" / "train" / "shapes.yaml"
@@ -90,3 +102,38 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_options_out_of_range_are_refused(fields: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
         OptimizerConfig(**fields)
+
+
+def full_config(**model: object) -> RunConfig:
+    return RunConfig(
+        model=ModelConfig(config="x", **model),  # type: ignore[arg-type]
+        data=DataConfig(train=["a", "1e-3", "a: b"], evaluation={"1": ["b"]}, filter_column="q", filter_value="1e3"),
+        optimizer=OptimizerConfig(name="shampoo", lr=1e-5, shampoo=ShampooConfig(matrix_epsilon=1e-30)),
+        tracking=TrackingConfig(name="mega: 1", tags=["1", "true", "~"]),
+    )
+
+
+@given(text=st.text(st.characters(codec="utf-8", exclude_categories=["C", "Zl", "Zp"]), max_size=12))
+@settings(max_examples=30, deadline=None)
+@example("1e-3")
+@example("1_0")
+@example(".5e3")
+@example("12:30")
+@example("[1]")
+@example("a\nb")
+def test_what_is_written_is_read_back_equal(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    """Strings of every form, also those that look like something else; in `options`, which may be anything, the reader
+    itself takes a string that looks like a number for one."""
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    config = full_config(options={"gelu": "gelu", "n": [text, 1, 1e-7, None]}, train=[text, f"x{text}"])
+    save_config(config, path)
+    assert load_config(RunConfig, path) == config
+
+
+def test_a_written_configuration_has_the_defaults_too_and_takes_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "below" / "config.yaml"
+    save_config(full_config(), path)
+    assert "warmup_steps: 100" in path.read_text()
+    assert load_config(RunConfig, path, ["optimizer.shampoo.block_size=64"]).optimizer.shampoo == ShampooConfig(
+        matrix_epsilon=1e-30, block_size=64
+    )
