@@ -14,9 +14,6 @@ from torch import Tensor, nn
 _LEAST_ROWS = 64
 """Below it oneDNN gains nothing on small matrices, since it rearranges the weight in every call."""
 
-_PART = 4096
-"""Columns of a gradient that oneDNN rearranges at a time; all of them are as large as the logits."""
-
 
 class _Product(torch.autograd.Function):
     """a [N, K] times the transpose of b [M, K], float32: [N, M]. Its gradients are such products again."""
@@ -34,16 +31,16 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        (gradient,) = gradients
+        gradient = gradients[0].contiguous()
         a, b = ctx.saved_tensors
         of_a = of_b = None
         if ctx.needs_input_grad[0]:
             of_a = _Product.apply(gradient, b.T)
         if ctx.needs_input_grad[1]:
-            # oneDNN copies both factors here, and the first one slowly: let that be the smaller.
+            # The first factor is copied where it is transposed: let it be the smaller one. Parts of the gradient, to
+            # save memory, will not do: oneDNN is many times slower with a factor whose columns do not lie together.
             if gradient.shape[1] > a.shape[1]:
-                parts = gradient.split(_PART, dim=1)
-                of_b = torch.cat([_Product.apply(a.T, part.T).T for part in parts])
+                of_b = _Product.apply(a.T, gradient.T).T.contiguous()
             else:
                 of_b = _Product.apply(gradient.T, a.T)
         return of_a, of_b
@@ -59,7 +56,7 @@ class Linear(nn.Linear):
         """[..., in_features] -> [..., out_features]."""
         if not _pays(x, self.weight):
             return F.linear(x, self.weight, self.bias)
-        product: Tensor = _Product.apply(x.flatten(0, -2), self.weight)
+        product: Tensor = _Product.apply(x.flatten(0, -2).contiguous(), self.weight)
         product = product.view(*x.shape[:-1], self.out_features)
         return product if self.bias is None else product + self.bias
 
