@@ -37,8 +37,7 @@ class _Product(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_a = _Product.apply(gradient, b.T)
         if ctx.needs_input_grad[1]:
-            # The first factor is copied where it is transposed: let it be the smaller one. Parts of the gradient, to
-            # save memory, will not do: oneDNN is many times slower with a factor whose columns do not lie together.
+            # The first factor is copied where it is transposed: let it be the smaller one.
             if gradient.shape[1] > a.shape[1]:
                 of_b = _Product.apply(a.T, gradient.T).T.contiguous()
             else:
