@@ -41,7 +41,7 @@ lint:
 
 bench:
 	@$(SETUP) "$(VENV)" bench
-	@for name in generation vqgan loading; do USE_TORCH_XLA=0 $(PY) -m benchmarks.$$name || exit $$?; done
+	@for name in generation vqgan loading training; do USE_TORCH_XLA=0 $(PY) -m benchmarks.$$name || exit $$?; done
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle_torch.models.configuration import DalleBartConfig
+from dalle_torch.models.linear import Linear
 from dalle_torch.models.norms import Side, make_norm, place_kind
 
 COSINE_EPSILON = 1e-8
@@ -74,7 +75,7 @@ class Attention(nn.Module):
         self.scale = 1 / config.tau_init if self.cosine else 1 / math.sqrt(width // self.heads)
         self.dropout = config.attention_dropout
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            setattr(self, name, nn.Linear(width, width, bias=config.use_bias))
+            setattr(self, name, Linear(width, width, bias=config.use_bias))
         self.head_scale = nn.Parameter(torch.ones(self.heads)) if config.use_head_scale else None
         mid = None if cross else place_kind(config, side, "self_attn_mid")
         self.mid_norm = make_norm(config, mid, width)

@@ -18,6 +18,7 @@ from dalle_torch.models.configuration import DalleBartConfig
 from dalle_torch.models.convert.formats import DALLE_BART_FORMATS
 from dalle_torch.models.generation import ImageTokenGeneration
 from dalle_torch.models.layers import DecoderLayer, EncoderLayer
+from dalle_torch.models.linear import Linear
 from dalle_torch.models.loading import CheckpointModel
 from dalle_torch.models.norms import NORM_TYPES, LayerNorm, RMSNorm, final_norm_kind, make_norm
 
@@ -154,7 +155,7 @@ class DalleBart(ImageTokenGeneration, CheckpointModel):
         super().__init__(config)
         self.encoder = DalleBartEncoder(config)
         self.decoder = DalleBartDecoder(config)
-        self.lm_head = nn.Linear(config.d_model, config.decoder_vocab_size, bias=False)
+        self.lm_head = Linear(config.d_model, config.decoder_vocab_size, bias=False)
         self.post_init()
         if config.gradient_checkpointing:
             self.gradient_checkpointing_enable()

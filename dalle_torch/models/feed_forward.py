@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from dalle_torch.models.configuration import DalleBartConfig
+from dalle_torch.models.linear import Linear
 from dalle_torch.models.norms import Side, make_norm, place_kind
 
 
@@ -40,10 +41,10 @@ class FeedForward(nn.Module):
         width = config.d_model
         inner = config.encoder_ffn_dim if side == "encoder" else config.decoder_ffn_dim
         self.pre_norm = make_norm(config, place_kind(config, side, "feed_forward_pre"), width)
-        self.gate_proj = nn.Linear(width, inner, bias=config.use_bias) if config.use_glu else None
-        self.up_proj = nn.Linear(width, inner, bias=config.use_bias)
+        self.gate_proj = Linear(width, inner, bias=config.use_bias) if config.use_glu else None
+        self.up_proj = Linear(width, inner, bias=config.use_bias)
         self.mid_norm = make_norm(config, place_kind(config, side, "feed_forward_mid"), inner)
-        self.down_proj = nn.Linear(inner, width, bias=config.use_bias)
+        self.down_proj = Linear(inner, width, bias=config.use_bias)
         self.post_norm = make_norm(config, place_kind(config, side, "feed_forward_post"), width)
         self.activation = make_activation(config.activation_function)
         self.inner_dropout = nn.Dropout(config.activation_dropout)
