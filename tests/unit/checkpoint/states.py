@@ -1,11 +1,14 @@
-"""Small states of a run, and a program that saves them until it is killed."""
+"""Small states of a run, and a process that saves them until it is killed."""
 
-import sys
+import itertools
 from collections.abc import Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from dalle_torch.checkpoint import CheckpointFolder
 
 
 def state(step: int = 0, *, big: int = 0) -> dict[str, Tensor]:
@@ -33,19 +36,11 @@ def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
 
 
-def save_for_ever(folder: Path, first: int, asynchronous: bool) -> None:
-    """A line on stdout for each checkpoint that is committed."""
-    from dalle_torch.checkpoint import CheckpointFolder
-
+def save_for_ever(folder: Path, first: int, asynchronous: bool, told: Connection) -> None:
+    """Tells the step of each checkpoint once it is committed."""
     checkpoints = CheckpointFolder(str(folder), keep=2)
-    step = first
-    while True:
+    for step in itertools.count(first):
         checkpoints.save(step, state(step), {"step": step}, {"host": 0}, asynchronous=asynchronous)
         if asynchronous:
             checkpoints.wait()
-        print(step, flush=True)
-        step += 1
-
-
-if __name__ == "__main__":
-    save_for_ever(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "asynchronous")
+        told.send(step)

@@ -1,11 +1,14 @@
 """What is cut, changed or made up is never taken for a checkpoint, and runs no code."""
 
 import hashlib
+import io
 import json
 import logging
 import os
 import pickle
+import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import torch
 
 from dalle_torch.checkpoint import CheckpointFolder
 from dalle_torch.checkpoint.index import Entry, Part
+from dalle_torch.checkpoint.store import Store
 from dalle_torch.storage import CheckpointError
 from tests.unit.checkpoint.states import equal, state
 
@@ -114,7 +118,7 @@ def test_damage_is_found_and_the_older_one_taken(
     (record,) = caplog.records
     line = record.getMessage()
     assert line.startswith("the checkpoint step-00000002 is skipped: ")
-    assert pytest.importorskip("re").search(message, line)
+    assert re.search(message, line)
     assert "\n" not in line
 
 
@@ -167,9 +171,6 @@ def test_a_doctored_folder_runs_no_code(place: Path, tmp_path: Path) -> None:
 
 
 def archive(tensor: torch.Tensor, pickled: bytes) -> bytes:
-    import io
-    import zipfile
-
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as file:
         file.writestr("archive/data.pkl", pickled)
@@ -206,8 +207,6 @@ def test_an_archive_that_is_none(place: Path, content: Any, message: str) -> Non
 def test_a_folder_that_cannot_be_read_is_no_reason_to_take_an_older_one(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dalle_torch.checkpoint.store import Store
-
     def fail(self: Store, folder: str, name: str, *at: object) -> bytes:
         raise ConnectionError("the line is dead")
 
