@@ -127,6 +127,19 @@ class CheckpointFolder:
         """Steps of the committed checkpoints, ascending; whether they are whole is not looked at."""
         return sorted({step for step, _, _ in self._committed()})
 
+    def open(self, step: int) -> Checkpoint:
+        """The checkpoint of that step, which `steps` names.
+
+        Raises:
+            FileNotFoundError: there is none.
+            CheckpointError: it is damaged.
+            OSError: it cannot be read.
+        """
+        names = [name for found, _, name in self._committed() if found == step]
+        if not names:
+            raise FileNotFoundError(f"{self.url} has no checkpoint of step {step}")
+        return Checkpoint(self._store, names[-1], self._barrier)
+
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that is committed and whole; each newer thing is logged in a line that says why not it.
 

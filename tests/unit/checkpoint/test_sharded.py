@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,39 @@ def test_the_old_one_of_a_step_stays_until_the_new_one_is_whole(url: str, monkey
     checkpoint = folder.newest()
     assert checkpoint is not None
     assert equal(checkpoint.read(), state(1))
+
+
+class Stopped(BaseException):
+    """As if the power were off: nothing is tidied up after it."""
+
+
+@pytest.mark.parametrize("writes", range(5))
+def test_stopped_before_any_of_its_writes(url: str, writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, done = CheckpointFolder(url, keep=1), 0
+    folder.save(1, state(1), {})
+
+    def limited(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Store, *args: Any) -> Any:
+            nonlocal done
+            done += 1
+            if done > writes:
+                raise Stopped
+            return method(self, *args)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("writer", "write", "remove"):
+            patch.setattr(Store, name, limited(getattr(Store, name)))
+        with pytest.raises(Stopped):
+            folder.save(1, state(2), {})
+    # An object store has no folders before there is a file in them.
+    assert len(names(url)) == (1 if url.startswith("memory") and not writes else 2)
+    checkpoint = CheckpointFolder(url).newest()
+    assert checkpoint is not None
+    assert equal(checkpoint.read(), state(1))
+    folder.save(2, state(2), {})
+    assert names(url) == ["step-00000002"]
 
 
 def test_an_asynchronous_save_is_of_the_moment_it_was_asked_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
