@@ -18,6 +18,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dalle_torch.cli._push import push
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{sha256_of(path)}  {path.relative_to(temporary).as_posix()}")
     print(f"{dest}: written, reloaded, and every tensor equal")
     if args.push_to_hub:
-        _push(dest, args.push_to_hub)
+        push(dest, args.push_to_hub, "Upload weights as safetensors")
     return 0
 
 
@@ -248,19 +250,3 @@ def _print_tensors(tensors: dict[str, tuple[list[int], str, int, str]]) -> None:
     numbers = sum(math.prod(shape) for shape, _, _, _ in tensors.values())
     size = sum(size for _, _, size, _ in tensors.values())
     print(f"{len(tensors)} tensors, {numbers:,} parameters, {size:,} bytes")
-
-
-def _push(folder: Path, name: str) -> None:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
-
-    api = HfApi()
-    try:
-        address = api.create_repo(name, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload weights as safetensors")
-    except (HTTPError, OSError, ValueError, RuntimeError) as error:  # hf_xet, which uploads, fails with the last
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ConnectionError(
-            f"{folder} is written, but not uploaded to {name}: {reason} (hf upload {name} {folder} tries again)"
-        ) from error
-    print(f"uploaded to {address}")

@@ -1,0 +1,77 @@
+"""Which parts of each tensor a process holds, for torch.distributed.checkpoint: its planners, and torch_xla's mended.
+
+Owns: the choice of a planner by where tensors lie, and that nothing is lost on torch_xla. Does not own: files, or which
+process writes what (`checkpoint`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, LoadPlanner, SavePlanner
+
+
+def save_planner(tensors: Mapping[str, Tensor]) -> SavePlanner:
+    """A planner that is set up; its local plan has each part that this process holds once, replicated tensors whole.
+
+    Args:
+        tensors: flat; on the CPU, on a GPU, DTensors or torch_xla's.
+    """
+    state = {name: tensor.detach() for name, tensor in tensors.items()}
+    planner: Any = DefaultSavePlanner(flatten_state_dict=False)
+    if _on_xla(tensors):
+        import torch_xla
+
+        # What was recorded last is run now, by every host alike, and not when some host first reads a tensor.
+        torch_xla.sync(wait=True)
+        planner = _xla_save_planner()
+    planner.set_up_planner(state, is_coordinator=True)
+    return planner
+
+
+def load_planner(tensors: Mapping[str, Tensor], metadata: Any) -> LoadPlanner:
+    """A planner that is set up to read parts of `tensors` in place, as they lie here.
+
+    Args:
+        metadata: `torch.distributed.checkpoint.metadata.Metadata` of what there is.
+    """
+    state = {name: tensor.detach() for name, tensor in tensors.items()}
+    planner: Any = _xla_load_planner() if _on_xla(tensors) else DefaultLoadPlanner(flatten_state_dict=False)
+    planner.set_up_planner(state, metadata, False)
+    return planner
+
+
+def _on_xla(tensors: Mapping[str, Tensor]) -> bool:
+    return any(tensor.device.type == "xla" for tensor in tensors.values())
+
+
+def _xla_save_planner() -> SavePlanner:
+    """torch_xla's planner, with each part once.
+
+    It lists a part for every local device that holds it. Taken for copies of several processes, all but those of one
+    process are dropped later on, and where that is this one, all of them (torch_xla 2.9): such tensors were lost.
+    """
+    from torch_xla.experimental.distributed_checkpoint import SPMDSavePlanner
+
+    class Planner(SPMDSavePlanner):
+        def create_local_plan(self) -> Any:
+            plan = super().create_local_plan()
+            once: dict[tuple[str, Any], Any] = {}
+            for item in plan.items:
+                once.setdefault((item.index.fqn, item.index.offset), item)
+            plan.items[:] = once.values()
+            return plan
+
+        def lookup_object(self, index: Any) -> Any:
+            # The parts of a tensor come to the host's memory together; those that others write are not to stay there.
+            if index.fqn not in self._local_shards:
+                self._local_shards.clear()
+            return super().lookup_object(index)
+
+    return Planner()
+
+
+def _xla_load_planner() -> LoadPlanner:
+    from torch_xla.experimental.distributed_checkpoint import SPMDLoadPlanner
+
+    return SPMDLoadPlanner()
