@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,37 @@ ASSETS = ROOT / "dalle_torch" / "assets" / "shapes"
 WINDOW = 20
 
 
-def make_data(scenes: int, batch_size: int) -> Any:
-    from dalle_torch.config import ShapesDataConfig
+def make_data(scenes: int, batch_size: int) -> list[dict[str, Any]]:
+    """Batches of captioned shapes, each picture once."""
+    from itertools import islice
+
+    from dalle_torch.config import DataConfig, ShapesDataConfig
+    from dalle_torch.data.datasets import TokenData
+    from dalle_torch.data.encode import EncodeOptions, encode
+    from dalle_torch.data.manifest import ShardFolder
+    from dalle_torch.data.scenes import scene_parts
+    from dalle_torch.data.text import TextEncoder
     from dalle_torch.models.vqgan import VQGAN
     from dalle_torch.text.processor import DalleBartProcessor
-    from dalle_torch.training.shapes import encode_scenes, make_dataset
 
-    data = ShapesDataConfig(scenes=scenes)
-    codes = encode_scenes(VQGAN.from_pretrained(ASSETS / "vqgan").eval(), data)
-    return make_dataset(DalleBartProcessor.from_pretrained(ASSETS), codes, data, batch_size)
+    vqgan = VQGAN.from_pretrained(ASSETS / "vqgan").eval()
+    text = TextEncoder(DalleBartProcessor.from_pretrained(ASSETS))
+    with tempfile.TemporaryDirectory() as folder:
+        parts = scene_parts(ShapesDataConfig(scenes=scenes))
+        encode(parts, ShardFolder(folder), vqgan, text, EncodeOptions(batch_size=16, threads=1))
+        data = TokenData(
+            config=DataConfig(train=[folder], workers=0, blank_caption_prob=0.1),
+            text=text,
+            image_length=vqgan.config.image_length,
+            codebook_size=vqgan.config.n_embed,
+            batch_size=batch_size,
+        )
+        return [batch.inputs for batch in islice(data.training_loader(), scenes // batch_size)]
 
 
-def train(kind: str, peak: float, dataset: Any, steps: int, threads: int) -> list[tuple[int, float, float]]:
+def train(
+    kind: str, peak: float, dataset: list[dict[str, Any]], steps: int, threads: int
+) -> list[tuple[int, float, float]]:
     """(step, CPU seconds, loss) of a run; data is not counted."""
     import torch
 
@@ -61,7 +81,7 @@ def train(kind: str, peak: float, dataset: Any, steps: int, threads: int) -> lis
     optimizer = build_optimizer(model, config)
     found, seconds = [], 0.0
     for step in range(steps):
-        batch = dataset(step)
+        batch = dataset[step]
         start = time.process_time()
         metrics = train_step(model, optimizer, [batch], lr=learning_rate(config, step, steps), max_grad_norm=1.0)
         seconds += time.process_time() - start

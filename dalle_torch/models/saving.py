@@ -5,6 +5,7 @@ Owns: where the files of a saving go. Does not own: what is in them (transformer
 
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from dalle_torch.models.packing import BlockedLinear, Int8Linear
 from dalle_torch.storage import atomic_file
@@ -52,7 +53,7 @@ class SavedModel(PreTrainedModel):
             return
         repository = _taken(kwargs, "repo_id", "token", "private")
         commit = _taken(kwargs, "commit_message", "create_pr")
-        with files_in_their_places(folder) as place:
+        with files_in_their_places(folder) as place, _bars_on_terminals_only():
             super().save_pretrained(place, is_main_process, state_dict, **kwargs)
             names = sorted(path.name for path in place.iterdir())
         if push_to_hub and is_main_process:
@@ -65,6 +66,19 @@ class SavedModel(PreTrainedModel):
                 f"{len(packed)} layers ({packed[0]}, ...) are packed for drawing and hold no weights to save: "
                 "load the model again, and save it before it is packed"
             )
+
+
+@contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """transformers shows its bars in log files too."""
+    shown = logging.is_progress_bar_enabled()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -16,62 +16,112 @@ from dalle_torch.optim.shampoo.optimizer import DistributedShampoo
 
 Groups = list[dict[str, Any]]
 
+MIXED = None
+"""What a group's `decays` is where parameters that decay and others are together, since nothing decays."""
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, *, split_decay: bool = False, **options: Any
+) -> torch.optim.Optimizer:
     """The optimizer `config.name` over the trained parameters, which it knows by their names in `model`.
+
+    Args:
+        split_decay: group parameters by whether they decay even where the weight decay is 0.
+        **options: what the devices want (`parallel.engine`), over those of `config`.
 
     Raises:
         ValueError: an option is out of range for that optimizer.
     """
-    builders: dict[str, Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]] = {
+    builders: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "adamw": _adamw,
         "adafactor": _adafactor,
         "shampoo": _shampoo,
     }
-    return builders[config.name](parameter_groups(model, config.weight_decay), config)
+    groups = parameter_groups(model, config.weight_decay, split_decay or bool(config.weight_decay))
+    return builders[config.name](groups, config, **options)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> Groups:
+def parameter_groups(model: nn.Module, weight_decay: float, split: bool) -> Groups:
     """Trained parameters with their names: those that decay and those that do not.
 
     Tensors of two dimensions and more decay, embedded positions do not. Without decay there is one group, since Shampoo
     takes the roots of a group together and the size of the largest matters to the others.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if not weight_decay:
-        return [{"params": trained, "weight_decay": 0.0}]
+    if not split:
+        return [{"params": trained, "weight_decay": 0.0, "decays": MIXED}]
     decayed = [(name, p) for name, p in trained if p.ndim >= 2 and "embed_positions" not in name]
     free = [(name, p) for name, p in trained if p.ndim < 2 or "embed_positions" in name]
-    groups: Groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    groups: Groups = [
+        {"params": decayed, "weight_decay": weight_decay, "decays": True},
+        {"params": free, "weight_decay": 0.0, "decays": False},
+    ]
     return [group for group in groups if group["params"]]
+
+
+def beta1_of(config: OptimizerConfig) -> float:
+    """The option, or what null stands for."""
+    return _or(config.beta1, 0.9)
+
+
+def beta2_of(config: OptimizerConfig) -> float:
+    """The option, or what null stands for."""
+    return _or(config.beta2, 0.999 if config.name == "shampoo" else 0.98)
 
 
 def _or(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-def _adamw(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
-    betas = (_or(config.beta1, 0.9), _or(config.beta2, 0.98))
-    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=_or(config.eps, 1e-8), fused=True)
+def _adamw(groups: Groups, config: OptimizerConfig, **options: Any) -> torch.optim.Optimizer:
+    betas = (beta1_of(config), beta2_of(config))
+    eps = _or(config.eps, 1e-8)
+    return torch.optim.AdamW(groups, **{"lr": config.lr, "betas": betas, "eps": eps, "fused": True} | options)
 
 
-def _adafactor(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
-    options = config.adafactor or AdafactorConfig()
+def _adafactor(groups: Groups, config: OptimizerConfig, **options: Any) -> torch.optim.Optimizer:
+    own = config.adafactor or AdafactorConfig()
     return torch.optim.Adafactor(
         groups,
         lr=config.lr,
-        beta2_decay=options.beta2_decay,
-        eps=(None, options.min_scale),
-        d=options.clip_threshold,
+        beta2_decay=own.beta2_decay,
+        eps=(None, own.min_scale),
+        d=own.clip_threshold,
+        **options,
     )
 
 
-def _shampoo(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
+def _shampoo(groups: Groups, config: OptimizerConfig, **options: Any) -> torch.optim.Optimizer:
     return DistributedShampoo(
         groups,
         lr=config.lr,
-        beta1=_or(config.beta1, 0.9),
-        beta2=_or(config.beta2, 0.999),
+        beta1=beta1_of(config),
+        beta2=beta2_of(config),
         diagonal_epsilon=_or(config.eps, 1e-10),
-        **asdict(config.shampoo or ShampooConfig()),
+        **asdict(config.shampoo or ShampooConfig()) | options,
     )
+
+
+@torch.no_grad()
+def prepare(optimizer: torch.optim.Optimizer) -> None:
+    """Create the state of every parameter, as the first update would, and change nothing else.
+
+    A state that is loaded finds its place then, and where steps are compiled the first one equals the others.
+    """
+    if isinstance(optimizer, DistributedShampoo):
+        optimizer.prepare()
+        return
+    rates = [group["lr"] for group in optimizer.param_groups]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    for group in optimizer.param_groups:
+        # An update by nothing at no rate leaves parameters, moments and decay as they were, to the bit.
+        group["lr"] = 0.0
+    optimizer.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+        optimizer.state[parameter]["step"].zero_()

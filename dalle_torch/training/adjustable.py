@@ -161,13 +161,6 @@ def check_change(config: RunConfig, values: Mapping[str, Value]) -> RunConfig:
         ValueError: the result cannot be used, or the run cannot take the change without being started again.
     """
     problems = [reason for name in values if (reason := ADJUSTABLE[name].missing(config))]
-    decay = values.get("optimizer.weight_decay")
-    if decay is not None and (decay == 0) != (config.optimizer.weight_decay == 0):
-        # With it parameters are in two groups, without it in one, and an optimizer's groups stay as they were made.
-        problems.append(
-            f"optimizer.weight_decay={shown(decay)}: it cannot be turned on or off while the run goes (now it is "
-            f"{shown(config.optimizer.weight_decay)}), only changed"
-        )
     norm = "optimizer.max_grad_norm"
     if norm in values and (values[norm] is None) != (config.optimizer.max_grad_norm is None):
         problems.append(

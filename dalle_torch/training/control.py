@@ -5,11 +5,11 @@ Owns: from requests to orders. Does not own: the settings (`adjustable`), reques
 
 Before each update process 0 takes the orders, every process gets them through `engine.gather`, and all apply them:
 
-    orders = take_orders(mailbox, history, config, step) if engine.host_index == 0 else Orders()
-    orders = Orders.from_json(engine.gather(orders.to_json())[0])
+    own = take_orders(mailbox, history, config, step) if engine.host_index == 0 else Orders()
+    orders = Orders.from_json(engine.gather(own.to_json())[0])
     config = apply(config, orders.changes)
     ...
-    orders.confirm(mailbox, step)        # process 0 alone, when they are applied and recorded
+    own.confirm(mailbox, step)        # process 0 alone, when they are applied and recorded
 """
 
 from collections.abc import Mapping

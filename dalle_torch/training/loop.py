@@ -1,152 +1,295 @@
-"""The loop around `train_step`: batches in, metrics and checkpoints out, until the steps are done or Ctrl-C.
+"""The loop of a run: batches in, metrics, pictures and checkpoints out, until the steps are done or someone stops it.
 
-Owns: when things happen. Does not own: an update (`step`), what a checkpoint holds (`state`), data, evaluation.
+Owns: when things happen. Does not own: an update (`step`), what a checkpoint holds (`state`), which settings may change
+while it runs (`control`), what is logged where (`tracking`).
+
+Every process goes through the same steps. Before each update they tell each other whether one was asked to stop, and
+the first one passes on what was adjusted, so that all do the same at the same step.
 """
 
-import json
-import signal
-import threading
+import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
 
-import torch
-
-from dalle_torch.config import OptimizerConfig, TrainingConfig
+from dalle_torch.checkpoint.sharded import CheckpointFolder
+from dalle_torch.config import RunConfig
+from dalle_torch.data.loader import TokenBatch, merge_states
 from dalle_torch.log import get_logger, progress
+from dalle_torch.models.dalle_bart import DalleBart
+from dalle_torch.optim.adjust import adjust, counters
 from dalle_torch.optim.schedules import learning_rate, observe
-from dalle_torch.training.state import TrainState, checkpoints
-from dalle_torch.training.step import Batch, forward_pass, train_step
+from dalle_torch.storage.places import Place
+from dalle_torch.tracking.base import Tracker
+from dalle_torch.training.control import Change, History, Mailbox, Orders, apply, take_orders
+from dalle_torch.training.evaluation import EVALUATION_LOSS, evaluation_losses
+from dalle_torch.training.observation import Observer, norms
+from dalle_torch.training.samples import Sampler
+from dalle_torch.training.setup import Run
+from dalle_torch.training.signals import StopRequest, stop_requests
+from dalle_torch.training.speed import Stopwatch, flops_of_sample, peak_flops
+from dalle_torch.training.state import random_states
+from dalle_torch.training.step import Batch, TrainStep
 
 logger = get_logger(__name__)
 
-BatchSource = Callable[[int], Batch]
-"""Index of a batch, counted from 0 over the whole run -> the batch; pure, so that a resumed run sees the same data."""
-Evaluation = Callable[[TrainState], Mapping[str, float]]
-METRICS_FILE = "metrics.jsonl"
-EVALUATION_LOSS = "eval_loss"
-"""What an evaluation calls the loss that the schedule "plateau" goes by."""
+Scorer = Callable[[DalleBart, int], Mapping[str, float]]
+"""Further figures of a model after so many updates, found at each evaluation by the first process."""
 
 
-def train(
-    state: TrainState,
-    batches: BatchSource,
-    optimizer: OptimizerConfig,
-    config: TrainingConfig,
-    folder: Path,
-    evaluate: Evaluation | None = None,
-) -> TrainState:
-    """Train until `config.steps` updates are done, from the newest checkpoint in `folder` if there is one.
+class Trainer:
+    """Trains a run from where its state is.
 
-    `folder` gets checkpoints and `metrics.jsonl`. Ctrl-C ends the run after the update at hand, with a checkpoint; a
-    second one ends it at once.
-
-    Raises:
-        CheckpointError: the checkpoint in `folder` is of another model or optimizer.
-        FloatingPointError: the loss is not a number; the last checkpoint stays as it is.
-        ValueError: the schedule "plateau" has no evaluation's loss to go by.
+    Args:
+        run: all that is driven.
+        checkpoints: where state goes.
+        tracker: where figures go; of the first process.
+        mailbox: requests to adjust settings; of the first process.
+        history: what was adjusted when, the same in every process.
+        sampler: draws pictures now and then.
+        scorer: see `Scorer`.
+        mirror: gets the history too, of the first process; None: it is in the run's folder alone.
     """
-    if optimizer.schedule == "plateau" and evaluate is None:
-        raise ValueError("optimizer.schedule=plateau needs evaluations, and there are none here: take another one")
-    folder.mkdir(parents=True, exist_ok=True)
-    if saved := checkpoints(folder):
-        state.load(saved[-1])
-        logger.info("resumed from %s", saved[-1])
-    state.model.train()
-    forward = forward_pass(state.model, config)
-    log = _Log(folder / METRICS_FILE, samples_a_step=config.batch_size * config.accumulation_steps)
-    with _interruptible() as interrupted, progress(total=config.steps, desc="training", unit="step") as bar:
-        bar.update(state.step)
-        while state.step < config.steps and not interrupted.is_set():
-            first = state.step * config.accumulation_steps
-            lr = learning_rate(optimizer, state.step, config.steps, state.plateau)
-            metrics = train_step(
-                state.model,
-                state.optimizer,
-                [batches(first + i) for i in range(config.accumulation_steps)],
-                lr=lr,
-                max_grad_norm=optimizer.max_grad_norm,
-                forward=forward,
+
+    def __init__(
+        self,
+        run: Run,
+        checkpoints: CheckpointFolder,
+        tracker: Tracker,
+        mailbox: Mailbox,
+        history: History,
+        sampler: Sampler | None = None,
+        scorer: Scorer | None = None,
+        mirror: Place | None = None,
+    ) -> None:
+        self.run, self.checkpoints, self.tracker = run, checkpoints, tracker
+        self.mailbox, self.history, self.sampler, self.scorer = mailbox, history, sampler, scorer
+        self.mirror = mirror
+        self.state, self.engine = run.state, run.engine
+        self._observer = Observer()
+        self._saved_step: int | None = None
+        self._bar_is_shown = False
+        self._watch = make_stopwatch(run)
+        self._step = TrainStep(self.engine, self.state.model, run.network, self.state.optimizer, run.config.training)
+
+    @property
+    def config(self) -> RunConfig:
+        """The options as they hold now."""
+        return self.run.config
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.engine.host_index == 0
+
+    def train(self) -> str:
+        """Train until the steps are done, or until Ctrl-C, SIGTERM, a preemption or an adjustment stops the run.
+
+        Whatever ends it in order leaves a checkpoint; a second Ctrl-C does not.
+
+        Returns:
+            How it ended, a key of `signals.EXIT_STATUS`.
+
+        Raises:
+            FloatingPointError: the loss is not a number; the last checkpoint stays as it is.
+            OSError, ValueError: data or checkpoints fail; see there.
+        """
+        status = "failed"
+        with stop_requests(watch_preemption=self.engine.name == "xla") as request:
+            try:
+                outcome = self._train(request)
+                status = "finished" if outcome == "finished" else "stopped"
+            except KeyboardInterrupt:
+                status = "stopped"
+                raise
+            finally:
+                self.tracker.finish(status)
+        return outcome
+
+    def _train(self, request: StopRequest) -> str:
+        batches = iter(self.run.training)
+        self._watch.restart(self.state.step)
+        with progress(total=self.config.training.steps, desc="training", unit="step") as bar:
+            bar.update(self.state.step)
+            self._bar_is_shown = not bar.disable
+            while self.state.step < self.config.training.steps:
+                data = self.config.data
+                outcome = self._follow_orders(request)
+                if outcome is not None:
+                    break
+                if self.config.data != data:
+                    batches = self._with_new_data(batches)
+                taken = self._take(batches, request)
+                if not taken:
+                    outcome = request.reason or "terminated"
+                    break
+                metrics = self._update(taken)
+                bar.update()
+                self._after_update(metrics, bar)
+            else:
+                outcome = "finished"
+        if self._saved_step != self.state.step:
+            self._save(asynchronous=False)
+        self.checkpoints.wait()
+        if outcome != "finished":
+            logger.warning(
+                "%s after step %d of %d; the same command goes on from there",
+                outcome, self.state.step, self.config.training.steps,
+            )  # fmt: skip
+        return outcome
+
+    def _take(self, batches: Iterator[TokenBatch], request: StopRequest) -> list[Batch]:
+        """The batches of an update; none where the processes that read them were told to end as this one was."""
+        taken: list[Batch] = []
+        try:
+            with self._watch.waiting_for_data():
+                for _ in range(self.config.training.accumulation_steps):
+                    taken.append(next(batches).inputs)
+        except ChildProcessError:
+            # What was taken and not trained on would be missing after a restart; and others would wait for this one.
+            if request.reason is None or taken or self.engine.host_count > 1:
+                raise
+        return taken
+
+    def _update(self, taken: list[Batch]) -> dict[str, Any]:
+        config, step = self.config, self.state.step
+        every = config.training.histogram_every
+        metrics = self._step(
+            self.engine.put(taken),
+            lr=learning_rate(config.optimizer, step, config.training.steps, self.state.plateau),
+            max_grad_norm=config.optimizer.max_grad_norm,
+            observe=self._observer if every is not None and (step + 1) % every == 0 else None,
+        )
+        self.state.step += 1
+        return metrics
+
+    def _after_update(self, metrics: Mapping[str, Any], bar: Any) -> None:
+        config, step = self.config, self.state.step
+        last = step == config.training.steps
+        if step % config.training.log_every == 0 or last:
+            bar.set_postfix(loss=self._log(metrics))
+        if histograms := self._observer.take():
+            self._watch_paused(lambda: self._log_histograms(histograms))
+        if step % config.training.eval_every == 0 or last:
+            self._watch_paused(self._evaluate)
+        if self.sampler is not None and config.samples.every is not None and step % config.samples.every == 0:
+            self._watch_paused(self._draw)
+        if step % config.training.save_every == 0 or last:
+            self._watch_paused(lambda: self._save(config.checkpoint.asynchronous and not last))
+
+    def _watch_paused(self, work: Callable[[], None]) -> None:
+        with self._watch.paused():
+            self.engine.wait()
+            work()
+
+    def _log(self, metrics: Mapping[str, Any]) -> float:
+        step, steps = self.state.step, self.config.training.steps
+        loss = float(self.engine.mean(metrics["loss"]))
+        row = {"loss": loss, "grad_norm": float(metrics["grad_norm"])}
+        row["lr"] = learning_rate(self.config.optimizer, step - 1, steps, self.state.plateau)
+        row |= counters(self.state.optimizer) | self._watch.look(step, steps)
+        # More digits than a measurement has are noise to a reader.
+        self.tracker.log({name: float(f"{value:.7g}") for name, value in row.items()}, step)
+        if not self._bar_is_shown:
+            logger.info("%s", line_of(row, step, steps))
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {step}: lower optimizer.lr or optimizer.max_grad_norm; the newest "
+                f"checkpoint is of step {max(self.checkpoints.steps(), default=0)}"
             )
-            state.step += 1
-            bar.update()
-            last = state.step == config.steps
-            if state.step % config.log_every == 0 or last:
-                bar.set_postfix(loss=log.write(state.step, {"lr": lr} | {k: float(v) for k, v in metrics.items()}))
-            if evaluate is not None and (state.step % config.eval_every == 0 or last):
-                found = _evaluated(state, evaluate)
-                log.write(state.step, found)
-                # One that is due to the end alone would not take place in a longer run.
-                if optimizer.schedule == "plateau" and state.step % config.eval_every == 0:
-                    state.plateau = observe(optimizer, state.plateau, state.step, _loss_of(found))
-            if state.step % config.save_every == 0 and not last:
-                state.save(folder, config.keep)
-    if interrupted.is_set():
-        logger.warning("interrupted after step %d of %d; the same command goes on from there", state.step, config.steps)
-    state.save(folder, config.keep)
-    state.model.eval()
-    return state
-
-
-class _Log:
-    """Metrics as JSON lines, with the speed since the last line of training."""
-
-    def __init__(self, path: Path, samples_a_step: int) -> None:
-        self.path = path
-        self.samples = samples_a_step
-        self.mark: tuple[int, float] | None = None
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> float | None:
-        """Append one line; returns the loss. Raises FloatingPointError if that is not finite."""
-        row: dict[str, float] = {"step": step} | {name: float(f"{value:.6g}") for name, value in metrics.items()}
-        now = time.monotonic()
-        if "loss" in metrics:
-            if self.mark:
-                row["samples_per_second"] = round((step - self.mark[0]) * self.samples / (now - self.mark[1]), 1)
-            self.mark = (step, now)
-        else:
-            logger.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-            self.mark = None
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        loss = metrics.get("loss")
-        if loss is not None and not torch.isfinite(torch.tensor(loss)):
-            raise FloatingPointError(f"the loss is {loss} at step {step}: lower optimizer.lr or max_grad_norm")
         return loss
 
+    def _log_histograms(self, histograms: Mapping[str, Any]) -> None:
+        self.tracker.histograms(histograms, self.state.step)
+        self.tracker.log(norms(dict(histograms)), self.state.step)
 
-def _evaluated(state: TrainState, evaluate: Evaluation) -> Mapping[str, float]:
-    state.model.eval()
-    with torch.no_grad():
-        metrics = evaluate(state)
-    state.model.train()
-    return metrics
+    def _evaluate(self) -> None:
+        config, step = self.config, self.state.step
+        found = evaluation_losses(
+            self.engine, self.run.network, self.run.evaluation, config.training.precision, config.training.eval_batches
+        )
+        if self.scorer is not None and self.first:
+            found |= self.scorer(self.state.model, step)
+        if found:
+            self.tracker.log(found, step)
+        # One that is due to the end alone would not take place in a longer run.
+        if EVALUATION_LOSS in found and step % config.training.eval_every == 0:
+            self.state.plateau = observe(config.optimizer, self.state.plateau, step, found[EVALUATION_LOSS])
+
+    def _draw(self) -> None:
+        assert self.sampler is not None
+        # On torch_xla a model lies on the devices of all processes, and all of them take part.
+        if self.first or self.engine.name == "xla":
+            images, prompts = self.sampler.draw(self.state.step, write=self.first)
+            self.tracker.images("samples", images, prompts, self.state.step)
+        self.engine.barrier()
+
+    def _save(self, asynchronous: bool) -> None:
+        start = time.monotonic()
+        meta = self.state.meta() | {
+            "config": asdict(self.config),
+            "data": merge_states(self.engine.gather(self.run.training.state_dict())),
+            "history": self.history.to_list(),
+        }
+        step = self.state.step
+        self.checkpoints.save(step, self.state.tensors(), meta, {"random": random_states()}, asynchronous=asynchronous)
+        self._saved_step = step
+        self.tracker.event("saved", {"seconds": round(time.monotonic() - start, 3)}, step)
+
+    def _follow_orders(self, request: StopRequest) -> str | None:
+        """Do what this and the other processes were told since the last update; returns how the run is to end."""
+        step = self.state.step
+        own = take_orders(self.mailbox, self.history, self.config, step) if self.first else Orders()
+        said = self.engine.gather((request.reason, own.to_json() if self.first else None))
+        orders = own if self.first else Orders.from_json(said[0][1])
+        if orders.changes:
+            self._apply(orders.changes)
+        if orders.save and not orders.stop:
+            self._watch_paused(lambda: self._save(asynchronous=False))
+        own.confirm(self.mailbox, step)
+        reason = next((reason for reason, _ in said if reason is not None), None)
+        return reason or ("stopped" if orders.stop else None)
+
+    def _apply(self, changes: list[Change]) -> None:
+        before, config = self.config, apply(self.config, changes)
+        self.run.config = config
+        for change in changes:
+            logger.info("%s", change)
+            self.tracker.event("adjusted", change.to_json(), self.state.step)
+        if self.mirror is not None:
+            try:
+                self.mirror.write("history.jsonl", self.history.dump())
+            except OSError as error:
+                logger.warning("%s: the history could not be written there: %s", self.mirror, error)
+        if config.optimizer != before.optimizer and not adjust(self.state.optimizer, config.optimizer):
+            self.state.optimizer = self.run.new_optimizer(self.state.optimizer)
+            self._step.optimizer = self.state.optimizer
+
+    def _with_new_data(self, batches: Iterator[TokenBatch]) -> Iterator[TokenBatch]:
+        """The batches from here on with the options of the data as they are now."""
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
+        self.run.with_data(self.config.data)
+        return iter(self.run.training)
 
 
-def _loss_of(evaluation: Mapping[str, float]) -> float:
-    if EVALUATION_LOSS not in evaluation:
-        found = ", ".join(evaluation) or "nothing"
-        raise ValueError(f"optimizer.schedule=plateau needs {EVALUATION_LOSS} of the evaluation, which found {found}")
-    return evaluation[EVALUATION_LOSS]
+def line_of(row: Mapping[str, float], step: int, steps: int) -> str:
+    """A log event in words, where no bar is shown."""
+    words = [f"step {step}/{steps}", f"loss {row['loss']:.4f}", f"lr {row['lr']:.3g}"]
+    if "samples_per_second" in row:
+        left = timedelta(seconds=round(row["eta_seconds"]))
+        words += [f"{row['samples_per_second']:.1f} samples/s", f"input wait {row['input_wait']:.1%}", f"{left} left"]
+    return ", ".join(words)
 
 
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets instead of stopping the program, once; off the main thread it is never set."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    before = signal.getsignal(signal.SIGINT)
-
-    def note(signum: int, frame: object) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before if callable(before) else signal.default_int_handler)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
+def make_stopwatch(run: Run) -> Stopwatch:
+    """For the figures of `run`."""
+    model, training, engine = run.state.model.config, run.config.training, run.engine
+    kind = os.environ.get("TPU_ACCELERATOR_TYPE", "")
+    peak = peak_flops(engine.device, engine.mesh.devices, training.precision, training.peak_tflops, kind)
+    tokens = model.max_text_length + model.image_length
+    return Stopwatch(run.batches.per_update, tokens, flops_of_sample(model), peak)

@@ -1,94 +1,123 @@
-"""What a run needs to go on exactly where it stopped, and its way to disk and back.
+"""What a run needs to go on exactly where it stopped, and its way into a checkpoint and back.
 
-Owns: `TrainState`, checkpoints of it. Does not own: when they are written (`loop`), sharded ones (`checkpoint`).
+Owns: what a checkpoint holds and which ones fit a run. Does not own: files and their commitment (`checkpoint`), when
+they are written (`loop`).
 
-A checkpoint is a folder `checkpoint-STEP` with the model as `from_pretrained` reads it, `optimizer.safetensors`
-(its tensors by parameter name, so that regrouping parameters keeps them) and `state.json`: the step, which optimizer it
-was, and what the learning rate's schedule has seen.
+Tensors go by `model/NAME` and `optimizer/NAME/KIND`. `meta` has the step, what the schedule has seen, which optimizer
+it was, the model's and the run's configuration, the place in the data, and which settings were changed when; each
+process adds the states of its random generators.
 """
 
-import json
-import re
-import shutil
+import base64
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dalle_torch.checkpoint.sharded import Checkpoint
+from dalle_torch.log import get_logger
 from dalle_torch.optim.saving import describe, expected_shapes, load_state, misfits, state_tensors
 from dalle_torch.optim.schedules import PlateauState
-from dalle_torch.storage import CheckpointError, atomic_folder
+from dalle_torch.optim.shampoo.optimizer import DistributedShampoo
+from dalle_torch.storage import CheckpointError
 
-OPTIMIZER_FILE = "optimizer.safetensors"
-STATE_FILE = "state.json"
-_NAME = re.compile(r"checkpoint-(\d+)")
+logger = get_logger(__name__)
+
+FORMAT = 2
+_MODEL, _OPTIMIZER = "model/", "optimizer/"
 
 
 @dataclass
 class TrainState:
-    """Model, optimizer, the number of updates done, and what the schedule has seen of evaluations.
-
-    Batches are a function of the number.
-    """
+    """Model, optimizer, the number of updates done, and what the schedule has seen of evaluations."""
 
     model: PreTrainedModel
     optimizer: torch.optim.Optimizer
     step: int = 0
     plateau: PlateauState = field(default_factory=PlateauState)
 
-    def save(self, folder: Path, keep: int) -> Path:
-        """Write `folder/checkpoint-STEP`, whole or not at all, then remove all but the newest `keep`."""
-        target = folder / f"checkpoint-{self.step}"
-        with atomic_folder(target) as place:
-            self.model.save_pretrained(place)
-            save_file(state_tensors(self.optimizer), place / OPTIMIZER_FILE)
-            rest = {"step": self.step, "optimizer": describe(self.optimizer), "plateau": asdict(self.plateau)}
-            (place / STATE_FILE).write_text(json.dumps(rest) + "\n", encoding="utf-8")
-        for old in checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
-        return target
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything to be saved; the tensors themselves, not copies."""
+        return self._weights() | {f"{_OPTIMIZER}{name}": value for name, value in state_tensors(self.optimizer).items()}
 
-    def load(self, folder: Path) -> None:
-        """Take over model, optimizer, step and schedule of a checkpoint.
+    def meta(self) -> dict[str, Any]:
+        """What goes with the tensors, for JSON."""
+        return {
+            "format": FORMAT,
+            "step": self.step,
+            "model": self.model.config.to_diff_dict(),
+            "optimizer": describe(self.optimizer),
+            "plateau": asdict(self.plateau),
+        }
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Take over everything of a checkpoint, made on any devices.
 
         Raises:
-            CheckpointError: a tensor is missing, unknown, or of another shape, or the optimizer was another one or had
+            CheckpointError: a tensor is missing, unknown or of another shape, or the optimizer was another one or had
                 other settings; all are named, and nothing was changed.
         """
-        weights = load_file(folder / "model.safetensors")
-        tensors = load_file(folder / OPTIMIZER_FILE)
-        # Files from before there was a choice of optimizers say nothing of them.
-        rest: dict[str, Any] = {"optimizer": {"name": "AdamW"}, "plateau": {}}
-        rest |= json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        wanted = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
-        problems = _differences("weights", wanted, weights)
+        meta = checkpoint.meta
+        if meta.get("format") != FORMAT:
+            raise CheckpointError(f"{checkpoint.url} has format {meta.get('format')!r}, and {FORMAT} is read here")
+        self._check(checkpoint)
+        if isinstance(self.optimizer, DistributedShampoo):
+            # Its state is stacked; it takes it in by name.
+            saved = {
+                name: torch.empty(shape, dtype=checkpoint.dtypes[name])
+                for name, shape in checkpoint.shapes.items()
+                if name.startswith(_OPTIMIZER)
+            }
+            checkpoint.load(self._weights() | saved)
+            named = {name.removeprefix(_OPTIMIZER): value for name, value in saved.items()}
+            load_state(self.optimizer, named, meta["optimizer"])
+        else:
+            checkpoint.load(self.tensors())
+        self.step, self.plateau = int(meta["step"]), PlateauState(**meta["plateau"])
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {f"{_MODEL}{name}": value for name, value in self.model.state_dict().items()}
+
+    def _check(self, checkpoint: Checkpoint) -> None:
+        wanted = {name: tuple(value.shape) for name, value in self._weights().items()}
         # Of another optimizer, or with other settings, all tensors differ, which says nothing more.
-        problems += misfits(self.optimizer, rest["optimizer"]) or _differences(
-            "optimizer", expected_shapes(self.optimizer) if rest["step"] else {}, tensors
-        )
+        problems = misfits(self.optimizer, checkpoint.meta["optimizer"])
+        if not problems:
+            expected = expected_shapes(self.optimizer)
+            wanted |= {f"{_OPTIMIZER}{name}": tuple(shape) for name, shape in expected.items()}
+        found = {name: shape for name, shape in checkpoint.shapes.items() if name.startswith(_MODEL) or not problems}
+        problems = _differences(wanted, found) + problems
         if problems:
             remedy = "train with the options it was made with, or into another folder"
-            raise CheckpointError(f"{folder} does not fit this run: {'; '.join(problems)}; {remedy}")
-        self.model.load_state_dict(weights)
-        load_state(self.optimizer, tensors, rest["optimizer"])
-        self.step, self.plateau = int(rest["step"]), PlateauState(**rest["plateau"])
+            raise CheckpointError(f"{checkpoint.url} does not fit this run: {'; '.join(problems[:20])}; {remedy}")
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first."""
-    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
-
-
-def _differences(what: str, wanted: dict[str, torch.Size], found: dict[str, Tensor]) -> list[str]:
-    problems = [f"{what} {name} is missing" for name in wanted if name not in found]
-    problems += [f"{what} {name} is unknown" for name in found if name not in wanted]
+def _differences(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name} is unknown" for name in found if name not in wanted]
     return problems + [
-        f"{what} {name} has shape {list(found[name].shape)}, expected {list(shape)}"
+        f"{name} has shape {list(found[name])}, expected {list(shape)}"
         for name, shape in wanted.items()
-        if name in found and found[name].shape != shape
+        if name in found and tuple(found[name]) != shape
     ]
+
+
+def random_states() -> dict[str, str]:
+    """The states of torch's generators in this process, for JSON."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return {name: base64.b64encode(state.numpy().tobytes()).decode() for name, state in states.items()}
+
+
+def set_random_states(states: Mapping[str, str]) -> None:
+    """Take over what `random_states` gave, as far as the devices are here."""
+    for name, text in states.items():
+        state = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+        if name == "cpu":
+            torch.set_rng_state(state)
+        elif name == "cuda" and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state)

@@ -73,3 +73,44 @@ def train_step(
         losses.append(loss.detach())
     norm = apply_gradients(model.parameters(), optimizer, lr, max_grad_norm)
     return {"loss": torch.stack(losses).sum(), "grad_norm": norm.detach()}
+
+
+class TrainStep:
+    """One update of a run on an engine.  (temporary)"""
+
+    def __init__(
+        self,
+        engine: Any,
+        model: nn.Module,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: TrainingConfig,
+    ) -> None:
+        self.engine, self.model, self.network, self.optimizer, self.config = engine, model, network, optimizer, config
+        self._call = engine.compiled(network) if config.compile else network
+
+    def __call__(
+        self,
+        batches: Sequence[Batch],
+        *,
+        lr: float,
+        max_grad_norm: float | None,
+        observe: Callable[[nn.Module], None] | None = None,
+    ) -> dict[str, Tensor]:
+        losses = []
+        for i, batch in enumerate(batches):
+            with self.engine.accumulating(self.network, i == len(batches) - 1):
+                with self.engine.autocast(self.config.precision):
+                    loss = self._call(**batch).loss / len(batches)
+                loss.backward()
+            losses.append(loss.detach())
+        self.engine.gradients_done(self.model)
+        norm = self.engine.clip(self.model.parameters(), math.inf if max_grad_norm is None else max_grad_norm)
+        if observe is not None:
+            observe(self.model)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.engine.scalar(lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.engine.end_step()
+        return {"loss": torch.stack(losses).sum(), "grad_norm": norm.detach()}

@@ -10,7 +10,8 @@ from torch import nn
 
 from dalle_torch.config import AdafactorConfig, ExponentialConfig, OptimizerConfig, PlateauConfig, ShampooConfig
 from dalle_torch.optim import DistributedShampoo
-from dalle_torch.optim.build import build_optimizer, parameter_groups
+from dalle_torch.optim.build import build_optimizer, parameter_groups, prepare
+from dalle_torch.optim.saving import expected_shapes, state_tensors
 
 KINDS = {"adamw": torch.optim.AdamW, "adafactor": torch.optim.Adafactor, "shampoo": DistributedShampoo}
 
@@ -36,7 +37,7 @@ def test_only_trained_matrices_decay(name: str) -> None:
 
 
 def test_without_decay_there_is_one_group() -> None:
-    (group,) = parameter_groups(Network(), 0.0)
+    (group,) = parameter_groups(Network(), 0.0, split=False)
     assert [name for name, _ in group["params"]] == ["embed_positions.weight", "layer.weight", "layer.bias"]
 
 
@@ -137,3 +138,25 @@ def test_sections_out_of_range_are_refused(kind: type, options: dict[str, Any], 
     with pytest.raises(ValueError) as caught:
         kind(**options)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "shampoo"])
+def test_a_prepared_optimizer_has_its_whole_state_and_has_changed_nothing(name: str) -> None:
+    torch.manual_seed(0)
+    model, twin = Network(), Network()
+    twin.load_state_dict(model.state_dict())
+    config = OptimizerConfig(name=name, lr=0.1, weight_decay=0.1)
+    first, second = build_optimizer(model, config), build_optimizer(twin, config)
+    prepare(first)
+    assert state_tensors(first).keys() == expected_shapes(first).keys()
+    assert {key: value.shape for key, value in state_tensors(first).items()} == expected_shapes(first)
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one, other) and one.grad is None
+    for optimizer, network in ((first, model), (second, twin)):
+        for seed, parameter in enumerate(network.parameters()):
+            generator = torch.Generator().manual_seed(seed)
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert state_tensors(first).keys() == state_tensors(second).keys()

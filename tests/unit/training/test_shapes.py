@@ -1,20 +1,24 @@
 """The recipe of the embedded model, run whole at the smallest size."""
 
+import io
 import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from dalle_torch.config import ShapesConfig
 from dalle_torch.config_io import load_config
-from dalle_torch.data.synthetic import sample_scenes
+from dalle_torch.data.synthetic import render, sample_scenes
 from dalle_torch.models.dalle_bart import DalleBart
 from dalle_torch.models.vqgan import VQGAN
 from dalle_torch.text.processor import DalleBartProcessor
 from dalle_torch.text.tokenizer import DalleBartTokenizer
-from dalle_torch.training.shapes import build_tokenizer, make_dataset, run, training_scenes
+from dalle_torch.training.shapes import run_recipe
+from dalle_torch.training.shapes_text import build_tokenizer
 
 FILE = Path(__file__).parents[3] / "configs" / "train" / "shapes.yaml"
 
@@ -24,12 +28,13 @@ def tokenizer() -> DalleBartTokenizer:
     return build_tokenizer([scene.caption for scene in sample_scenes(3000, 1)])
 
 
-def _tiny() -> ShapesConfig:
+def _tiny(**training: object) -> ShapesConfig:
     config = load_config(
         ShapesConfig,
         FILE,
         ["data.scenes=12", "training.steps=2", "training.batch_size=4", "evaluation.prompts=1",
-         "training.compile=false", "vqgan_training.continuous_steps=1"],
+         "training.compile=false", "training.save_every=1", "vqgan_training.continuous_steps=1",
+         *(f"training.{key}={value}" for key, value in training.items())],
     )  # fmt: skip
     phases = [replace(config.vqgan_training.phases[0], steps=2, batch_size=1)]
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
@@ -42,28 +47,52 @@ def _tiny() -> ShapesConfig:
 
 
 def test_the_recipe_ends_in_a_model_that_loads(tmp_path: Path) -> None:
-    folder = run(_tiny(), tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
-    assert {"eval_loss", "seen", "unseen"} <= rows[-1].keys() and rows[-1]["eval_loss"] > 0
+    folder = run_recipe(_tiny(), tmp_path)
+    assert folder == tmp_path / "export"
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (last,) = [row for row in rows if "seen" in row]
+    assert {"eval_loss", "eval_loss/shapes", "unseen"} <= last.keys() and last["eval_loss"] > 0
     model, vqgan = DalleBart.from_pretrained(folder), VQGAN.from_pretrained(folder / "vqgan")
     processor = DalleBartProcessor.from_pretrained(folder)
     tokens = model.generate(**processor("a red circle"), generator=torch.Generator().manual_seed(0))
     assert vqgan.decode(tokens[:, 1:].clamp(max=7)).shape == (1, 3, 64, 64)
     assert len(processor.tokenizer) == model.config.encoder_vocab_size
     assert model.config.image_vocab_size == vqgan.config.n_embed
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "vqgan").iterdir()}
-    run(_tiny(), tmp_path)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "vqgan").iterdir()} == before
+    assert "captioned shapes" not in (folder / "config.json").read_text() and (folder / "README.md").is_file()
+
+    # Done again it does nothing again, and with more steps it goes on.
+    kept = [*(tmp_path / "vqgan").iterdir(), *(tmp_path / "tokens").glob("*.tar")]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    assert run_recipe(_tiny(steps=3), tmp_path) == folder
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
+    assert not DalleBart.from_pretrained(folder).lm_head.weight.equal(model.lm_head.weight)
 
 
-def test_an_interrupted_recipe_exports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(state, *args, **kwargs):
-        state.step = 1
-        return state
+def test_the_shards_hold_the_scenes_that_the_seed_names(tmp_path: Path) -> None:
+    config = _tiny()
+    run_recipe(config, tmp_path)
+    data = config.data
+    scenes = sample_scenes(
+        data.scenes, data.seed, single=data.single, leave_out=data.leave_out, open_shapes=data.open_shapes
+    )
+    vqgan = VQGAN.from_pretrained(tmp_path / "vqgan").eval()
+    pixels = vqgan.bytes_to_pixels(torch.from_numpy(render(scenes, data.seed)))
+    expected = {scene.caption: codes for scene, codes in zip(scenes, vqgan.encode(pixels), strict=True)}
+    with tarfile.open(tmp_path / "tokens" / "shapes-00000.tar") as archive:
+        names = [member.name for member in archive if member.name.endswith(".txt")]
+        assert len(names) == data.scenes
+        for name in names:
+            caption = archive.extractfile(name).read().decode()
+            codes = np.load(io.BytesIO(archive.extractfile(name.replace(".txt", ".npy")).read()))
+            assert torch.equal(torch.from_numpy(codes.astype(np.int64)), expected[caption])
 
-    monkeypatch.setattr("dalle_torch.training.shapes.train", interrupted)
+
+def test_a_recipe_that_is_stopped_exports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dalle_torch.training.shapes.train_run", lambda *_: "stopped")
+    assert run_recipe(_tiny(), tmp_path) is None
+    monkeypatch.setattr("dalle_torch.training.shapes.train_run", lambda *_: "interrupted")
     with pytest.raises(KeyboardInterrupt):
-        run(_tiny(), tmp_path)
+        run_recipe(_tiny(), tmp_path)
     assert not (tmp_path / "export").exists()
 
 
@@ -95,30 +124,3 @@ def test_the_tokenizer_survives_saving(tokenizer: DalleBartTokenizer, tmp_path: 
     for text in ("A Small red circle, in the center", "", "fox 🦊"):
         assert loaded(text).input_ids == tokenizer(text).input_ids
     assert (loaded.bos_token, loaded.pad_token, loaded.eos_token, loaded.unk_token) == ("<s>", "<pad>", "</s>", "<unk>")
-
-
-def test_batches_are_a_function_of_their_index(tokenizer: DalleBartTokenizer) -> None:
-    data = replace(_tiny().data, scenes=200, blank=0.25)
-    codes = torch.arange(200)[:, None].expand(-1, 64).numpy()
-    dataset = make_dataset(DalleBartProcessor(tokenizer, None, 32), codes, data, batch_size=20)
-    first, again = dataset(3), dataset(3)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert dataset.batches_in_pass == 10
-    passed = torch.cat([dataset(i)["labels"][:, 0] for i in range(10)])
-    assert passed.sort().values.tolist() == list(range(200))
-    assert not torch.equal(dataset(10)["labels"], dataset(0)["labels"])
-
-
-def test_captions_stay_with_their_codes_unless_blank(tokenizer: DalleBartTokenizer) -> None:
-    data = replace(_tiny().data, scenes=200, blank=0.25)
-    codes = torch.arange(200)[:, None].expand(-1, 64).numpy()
-    dataset = make_dataset(DalleBartProcessor(tokenizer, None, 32), codes, data, batch_size=20)
-    scenes, blanks = training_scenes(data), 0
-    for i in range(10):
-        batch = dataset(i)
-        for ids, mask, codes_ in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
-            text = tokenizer.decode(ids[mask.bool()], skip_special_tokens=True).strip()
-            blanks += text == ""
-            assert text in ("", scenes[int(codes_[0])].caption)
-    # 200 draws at 0.25: four standard deviations are 24.
-    assert 26 <= blanks <= 74

@@ -1,0 +1,86 @@
+"""A run that is killed again and again ends as one that never was: weights, optimizer, order of the data, bit for bit.
+
+Children are forked from this process, which has everything imported, and killed by a real SIGKILL at random moments,
+many of them in the middle of a save.
+"""
+
+import json
+import multiprocessing
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dalle_torch.checkpoint.sharded import CheckpointFolder
+from dalle_torch.training.run import train_run
+from tests.tiny_run import OPTIMIZERS, run_config, write_source
+
+KILLS = 20
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_source(tmp_path_factory.mktemp("source"))
+
+
+def _start(work: Callable[[], object]) -> multiprocessing.Process:
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    return process
+
+
+def _final(folder: Path, step: int = STEPS) -> tuple[dict[str, torch.Tensor], dict]:
+    newest = CheckpointFolder(str(folder / "checkpoints")).newest()
+    assert newest is not None and newest.step == step
+    return newest.read(), newest.meta
+
+
+def _losses(folder: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+@pytest.mark.parametrize("optimizer", ["shampoo", "adamw"])
+def test_killed_at_random_moments_a_run_ends_as_an_unbroken_one(tmp_path: Path, source: Path, optimizer: str) -> None:
+    options = {
+        "optimizer": OPTIMIZERS[optimizer] | {"schedule": "plateau", "plateau": {"patience": 0}},
+        "training": {"steps": STEPS, "eval_every": 7, "save_every": 1, "accumulation_steps": 1},
+        "checkpoint": {"asynchronous": optimizer == "adamw"},
+    }
+    config = run_config(tmp_path / "run.yaml", source, **options)
+    started = time.monotonic()
+    whole = _start(lambda: train_run(config, tmp_path / "whole"))
+    whole.join()
+    assert whole.exitcode == 0
+    span = time.monotonic() - started
+
+    rng = random.Random(optimizer)
+    broken, kills, reached = tmp_path / "broken", 0, []
+    while True:
+        process = _start(lambda: train_run(config, broken))
+        # Long enough to get somewhere, so that the kills spread over the run.
+        process.join(timeout=rng.uniform(0.05, 2.5 * span / KILLS) + 0.25 * span / KILLS)
+        if process.exitcode is not None:
+            assert process.exitcode == 0
+            break
+        process.kill()
+        process.join()
+        kills += 1
+        newest = CheckpointFolder(str(broken / "checkpoints")).newest()
+        reached.append(newest.step if newest else 0)
+        if kills >= 3 * KILLS:
+            pytest.fail(f"the run makes no progress between kills: {reached}")
+    assert reached == sorted(reached), "a checkpoint was lost"
+    assert kills >= 3, "the run was over before it was killed"
+
+    expected, expected_meta = _final(tmp_path / "whole")
+    found, found_meta = _final(broken)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    for key in ("data", "plateau", "optimizer", "step"):
+        assert found_meta[key] == expected_meta[key], key
+    assert _losses(broken) == _losses(tmp_path / "whole")

@@ -1,0 +1,179 @@
+"""A run in this process: settings adjusted on the way, schedules, refusals, what is logged."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dalle_torch.checkpoint.sharded import CheckpointFolder
+from dalle_torch.config import RunConfig
+from dalle_torch.storage import CheckpointError
+from dalle_torch.training import loop
+from dalle_torch.training.control import Mailbox, parse_request
+from dalle_torch.training.run import train_run
+from tests.tiny_run import OPTIMIZERS, run_config, write_source
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_source(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture
+def config_of(tmp_path: Path, source: Path) -> Callable[..., RunConfig]:
+    return lambda **sections: run_config(tmp_path / "run.yaml", source, **sections)
+
+
+def rows(folder: Path, key: str = "loss") -> dict[int, Any]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[key] for line in lines if key in line}
+
+
+def final(folder: Path) -> dict[str, torch.Tensor]:
+    newest = CheckpointFolder(str(folder / "checkpoints")).newest()
+    assert newest is not None
+    return newest.read()
+
+
+def same(left: Path, right: Path) -> bool:
+    first, second = final(left), final(right)
+    return first.keys() == second.keys() and all(value.equal(second[name]) for name, value in first.items())
+
+
+def asking(folder: Path, config: RunConfig, requests: Mapping[int, list[str]]) -> loop.Scorer:
+    """Sends requests when an evaluation takes place: they are taken up before the next update."""
+
+    def scorer(model: object, step: int) -> dict[str, float]:
+        if step in requests:
+            Mailbox([str(folder / "control")]).send(parse_request(requests[step], config))
+        return {"asked": float(step in requests)}
+
+    return scorer
+
+
+EVERY = {"eval_every": 1, "save_every": 1}
+
+
+def test_a_setting_holds_from_the_next_update_and_again_after_a_restart(
+    tmp_path: Path, config_of: Callable[..., RunConfig]
+) -> None:
+    config = config_of(training=EVERY | {"steps": 8}, optimizer=OPTIMIZERS["adamw"] | {"schedule": "constant"})
+    whole = tmp_path / "whole"
+    wanted = {3: ["learning_rate=1e-3", "blank_caption_prob=0.9", "weight_decay=0.5"], 5: ["beta1=0.5"]}
+    assert train_run(config, whole, asking(whole, config, wanted)) == "finished"
+    rates = rows(whole, "lr")
+    assert rates[3] == 1e-2 and all(rates[step] == 1e-3 for step in range(4, 9))
+    history = [json.loads(line) for line in (whole / "history.jsonl").read_text().splitlines()]
+    assert {(row["name"], row["step"], row["old"], row["new"]) for row in history} == {
+        ("optimizer.lr", 3, 1e-2, 1e-3), ("data.blank_caption_prob", 3, 0.25, 0.9),
+        ("optimizer.weight_decay", 3, 0.1, 0.5), ("optimizer.beta1", 5, None, 0.5),
+    }  # fmt: skip
+
+    # A run that lost everything behind step 2, and its history with it but for what was on the first machine's disk.
+    broken = tmp_path / "broken"
+    short = config_of(training=EVERY | {"steps": 2}, optimizer=OPTIMIZERS["adamw"] | {"schedule": "constant"})
+    assert train_run(short, broken) == "finished"
+    (broken / "history.jsonl").write_text((whole / "history.jsonl").read_text())
+    assert train_run(config, broken) == "finished"
+    assert same(broken, whole)
+
+
+def test_adjusted_settings_come_back_with_a_checkpoint_alone(
+    tmp_path: Path, config_of: Callable[..., RunConfig]
+) -> None:
+    optimizer = OPTIMIZERS["shampoo"] | {"schedule": "constant"}
+    wanted = {2: ["learning_rate=1e-3", "preconditioning_compute_steps=2"]}
+    config, short = (config_of(training=EVERY | {"steps": steps}, optimizer=optimizer) for steps in (7, 4))
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert train_run(config, whole, asking(whole, config, wanted)) == "finished"
+    assert train_run(short, halves, asking(halves, short, wanted)) == "finished"
+    (halves / "history.jsonl").unlink()
+    assert train_run(config, halves) == "finished"
+    assert same(halves, whole)
+    assert len((halves / "history.jsonl").read_text().splitlines()) == 2
+
+
+def test_decay_that_comes_where_there_was_none_spares_norms(
+    tmp_path: Path, config_of: Callable[..., RunConfig]
+) -> None:
+    optimizer = {"name": "adamw", "lr": 1e-3, "warmup_steps": 0, "schedule": "constant"}
+    folders = {}
+    for name, requests in (("with", {2: ["weight_decay=10"]}), ("without", {})):
+        config = config_of(training=EVERY | {"steps": 3}, optimizer=optimizer)
+        folders[name] = tmp_path / name
+        assert train_run(config, folders[name], asking(folders[name], config, requests)) == "finished"
+    with_decay, without = (final(folder) for folder in folders.values())
+    differing = {
+        name for name, value in without.items() if name.startswith("model/") and not value.equal(with_decay[name])
+    }
+    assert differing and all(without[name].ndim == 2 and "embed_positions" not in name for name in differing)
+    # It can be taken back, and a run that is resumed keeps its groups.
+    config, now = (config_of(training=EVERY | {"steps": 5}, optimizer=kind) for kind in
+                   (optimizer, optimizer | {"weight_decay": 10.0}))  # fmt: skip
+    assert train_run(config, folders["with"], asking(folders["with"], now, {4: ["weight_decay=0"]})) == "finished"
+    assert rows(folders["with"], "new")[4] == 0
+    config = config_of(training=EVERY | {"steps": 6}, optimizer=optimizer)
+    assert train_run(config, folders["with"]) == "finished"
+
+
+def test_save_and_stop_are_done_once(tmp_path: Path, config_of: Callable[..., RunConfig]) -> None:
+    config = config_of(training={"steps": 6, "eval_every": 1, "save_every": 100}, checkpoint={"keep": 9})
+    folder = tmp_path / "run"
+    assert train_run(config, folder, asking(folder, config, {2: ["save"], 4: ["stop"]})) == "stopped"
+    assert CheckpointFolder(str(folder / "checkpoints")).steps() == [2, 4]
+    assert train_run(config, folder) == "finished"
+    assert CheckpointFolder(str(folder / "checkpoints")).steps() == [2, 4, 6]
+
+
+def test_a_plateau_lowers_the_rate_by_the_evaluations_loss(tmp_path: Path, config_of: Callable[..., RunConfig]) -> None:
+    optimizer = {"name": "adamw", "lr": 1e-9, "warmup_steps": 0, "schedule": "plateau", "plateau": {"patience": 0}}
+    assert train_run(config_of(training=EVERY | {"steps": 4}, optimizer=optimizer), tmp_path / "run") == "finished"
+    assert list(rows(tmp_path / "run", "lr").values()) == [1e-9, 1e-9, 5e-10, 2.5e-10]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_checkpoint(
+    tmp_path: Path, config_of: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(training=EVERY)
+    assert train_run(config_of(training=EVERY | {"steps": 2}), tmp_path / "run") == "finished"
+    before = final(tmp_path / "run")
+    monkeypatch.setattr(loop, "learning_rate", lambda *_: math.nan)
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 4: lower .*checkpoint is of step"):
+        train_run(config, tmp_path / "run")
+    steps = CheckpointFolder(str(tmp_path / "run" / "checkpoints")).steps()
+    assert min(steps) >= 2 and before
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ({"name": "adamw"}, {"name": "adafactor"}, "the optimizer is AdamW in it and Adafactor here"),
+        (OPTIMIZERS["shampoo"], {"name": "adamw"}, "optimizer is DistributedShampoo in it and AdamW"),
+        (OPTIMIZERS["shampoo"], {"name": "shampoo", "shampoo": {"block_size": 8}}, "optimizer block_size is 16 in it"),
+    ],
+    ids=["adafactor", "adamw", "settings"],
+)
+def test_a_checkpoint_of_another_optimizer_is_refused(
+    tmp_path: Path, config_of: Callable[..., RunConfig], before: dict, after: dict, reason: str
+) -> None:
+    assert train_run(config_of(training={"steps": 1}, optimizer=before), tmp_path / "run") == "finished"
+    with pytest.raises(CheckpointError) as caught:
+        train_run(config_of(optimizer=after), tmp_path / "run")
+    assert reason in str(caught.value) and "exp_avg" not in str(caught.value)
+    assert CheckpointFolder(str(tmp_path / "run" / "checkpoints")).steps() == [1]
+
+
+def test_what_a_scorer_finds_is_logged_with_the_losses(tmp_path: Path, config_of: Callable[..., RunConfig]) -> None:
+    seen = []
+
+    def scorer(model: torch.nn.Module, step: int) -> dict[str, float]:
+        seen.append((step, model.training))
+        return {"beauty": step / 10}
+
+    assert train_run(config_of(), tmp_path / "run", scorer) == "finished"
+    assert rows(tmp_path / "run", "beauty") == {3: 0.3, 6: 0.6}
+    assert set(rows(tmp_path / "run", "eval_loss")) == {3, 6} and [step for step, _ in seen] == [3, 6]
