@@ -114,5 +114,5 @@ def _as_it_is(value: Any) -> Any:
 def _start_worker(index: int) -> None:
     # A worker is one core's; the tokenizer's threads would also warn of the fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # Ctrl-C, and what else is sent to all processes in front, is for the one that uses the batches: it still needs them.
+    # Ctrl-C, and what else is sent to all processes in front, is for the one that uses the batches.
     os.setpgrp()

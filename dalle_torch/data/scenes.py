@@ -6,12 +6,13 @@ Owns: which scenes make which shard. Does not own: what they look like (`synthet
 import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from PIL import Image
 
 from dalle_torch.config import ShapesDataConfig
+from dalle_torch.data.captions import KeyWatch
 from dalle_torch.data.sources import Part, RawSample, Skip
 from dalle_torch.data.synthetic import render, sample_scenes
 
@@ -31,6 +32,7 @@ class ScenesPart:
     first: int
     count: int
     position: float = 0.0
+    keys: KeyWatch = field(default_factory=lambda: KeyWatch(None))
 
     @property
     def source(self) -> str:

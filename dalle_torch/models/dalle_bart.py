@@ -5,11 +5,14 @@ drawing (`generation`). Source: `DalleBart` in borisdayma/dalle-mini's `modeling
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
@@ -32,7 +35,15 @@ class DecoderCache:
 
 
 class _Stack(nn.Module):
-    """Embeddings, layers and final norm, shared by encoder and decoder."""
+    """Embeddings, layers and final norm, shared by encoder and decoder.
+
+    Attributes:
+        run_layers: called with the layers and what the first of them would be called with, in place of calling one
+            after the other; None: they are.
+    """
+
+    layers: nn.ModuleList
+    run_layers: Callable[..., Tensor] | None = None
 
     def __init__(self, config: DalleBartConfig, vocabulary: int, length: int) -> None:
         super().__init__()
@@ -51,6 +62,14 @@ class _Stack(nn.Module):
             rows = table[position : position + ids.shape[1]] if isinstance(position, int) else table[position]
             x = x + rows
         return self.dropout(self.layernorm_embedding(x))
+
+    def through_layers(self, x: Tensor, *context: Tensor | None) -> Tensor:
+        """States after the last layer; each layer is given `context`, beside the states of the one before it."""
+        if self.run_layers is not None:
+            return self.run_layers(self.layers, x, *context)
+        for layer in self.layers:
+            x = layer(x, *context)
+        return x
 
 
 class DalleBartEncoder(_Stack):
@@ -71,9 +90,7 @@ class DalleBartEncoder(_Stack):
             raise ValueError(
                 f"input_ids has {input_ids.shape[1]} tokens, more than max_text_length={self.length}: truncate it"
             )
-        x = self.embed(input_ids)
-        for layer in self.layers:
-            x = layer(x, mask)
+        x = self.through_layers(self.embed(input_ids), mask)
         return x if self.final_norm is None else self.final_norm(x)
 
 
@@ -108,11 +125,11 @@ class DalleBartDecoder(_Stack):
                 f"but a picture has image_length={self.length} tokens"
             )
         x = self.embed(decoder_input_ids, position)
-        for i, layer in enumerate(self.layers):
-            if cache is None:
-                x = layer(x, encoder_states, encoder_mask)
-            else:
-                x = layer(x, cache=cache.self_attention[i], cross_cache=cache.cross_attention[i], position=position)
+        if cache is None:
+            x = self.through_layers(x, encoder_states, encoder_mask)
+        else:
+            for layer, own, cross in zip(self.layers, cache.self_attention, cache.cross_attention, strict=True):
+                x = layer(x, cache=own, cross_cache=cross, position=position)
         return x if self.final_norm is None else self.final_norm(x)
 
     def make_cache(self, encoder_states: Tensor, encoder_mask: Tensor, pictures: int) -> DecoderCache:
@@ -158,7 +175,8 @@ class DalleBart(ImageTokenGeneration, CheckpointModel):
         self.lm_head = Linear(config.d_model, config.decoder_vocab_size, bias=False)
         self.post_init()
         if config.gradient_checkpointing:
-            self.gradient_checkpointing_enable()
+            # What the public method of transformers does, which has one name up to version 5 and another one after it.
+            self._set_gradient_checkpointing(True, partial(checkpoint, use_reentrant=False))
 
     def forward(
         self,

@@ -41,17 +41,24 @@ def init_gain(config: DalleBartConfig, side: Side) -> float:
 class _Layer(nn.Module):
     """What both kinds of layer share: normed, dropped-out sublayers added to a scaled residual branch.
 
-    transformers' `gradient_checkpointing_enable` sets the two attributes. Its own base class for this would do the
-    same, but its module imports the whole compiler.
+    Whoever wants the layer's inputs alone to be kept for the backward pass sets the two attributes, as transformers
+    does. Its own base class for this would do the same, but its module imports the whole compiler.
     """
 
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable[..., Any]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """`compute`, all of it or, with gradient checkpointing, its result alone; hooks run once in either case."""
         if self.gradient_checkpointing and self.training:
-            return self._gradient_checkpointing_func(partial(super().__call__, **kwargs), *args)
-        return super().__call__(*args, **kwargs)
+            # torch_xla's function looks for the weights of a method's module.
+            call = partial(self.compute, **kwargs) if kwargs else self.compute
+            return self._gradient_checkpointing_func(call, *args)
+        return self.compute(*args, **kwargs)
+
+    def compute(self, *args: Any, **kwargs: Any) -> Tensor:
+        """What the kind of layer is."""
+        raise NotImplementedError
 
     def __init__(self, config: DalleBartConfig, side: Side, layer: int, layers: int) -> None:
         super().__init__()
@@ -98,7 +105,7 @@ class EncoderLayer(_Layer):
     def __init__(self, config: DalleBartConfig, layer: int) -> None:
         super().__init__(config, "encoder", layer, config.encoder_layers)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def compute(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask`: bool [B, 1, 1, S], True for real tokens."""
         return self._feed_forward_sublayer(self._attention_sublayer("self_attn", x, mask=mask))
 
@@ -109,7 +116,7 @@ class DecoderLayer(_Layer):
     def __init__(self, config: DalleBartConfig, layer: int) -> None:
         super().__init__(config, "decoder", layer, config.decoder_layers)
 
-    def forward(
+    def compute(
         self,
         x: Tensor,
         encoder_states: Tensor | None = None,

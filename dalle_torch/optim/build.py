@@ -1,7 +1,8 @@
 """Optimizers from a run's options.
 
-Owns: which parameters decay, how options are named by each optimizer. Does not own: bounds and defaults that do not
-depend on the optimizer (`config.OptimizerConfig`), the learning rate over time (`schedules`).
+Owns: which parameters decay, how options are named by each optimizer, state before the first update. Does not own:
+bounds and defaults that do not depend on the optimizer (`config.OptimizerConfig`), the learning rate over time
+(`schedules`).
 """
 
 from collections.abc import Callable
@@ -110,14 +111,33 @@ def prepare(optimizer: torch.optim.Optimizer) -> None:
     """
     if isinstance(optimizer, DistributedShampoo):
         optimizer.prepare()
-        return
+    elif isinstance(optimizer, torch.optim.AdamW):
+        _prepare_adamw(optimizer)
+    else:
+        _prepare_by_step(optimizer)
+
+
+def _prepare_adamw(optimizer: torch.optim.AdamW) -> None:
+    for group in optimizer.param_groups:
+        on_device = group["capturable"] or group["fused"]
+        for parameter in group["params"]:
+            if not optimizer.state[parameter]:
+                optimizer.state[parameter] |= {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device if on_device else "cpu"),
+                    "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                }
+
+
+def _prepare_by_step(optimizer: torch.optim.Optimizer) -> None:
+    """For optimizers that make their state in a step alone: one by nothing at no rate, which leaves parameters and
+    moments as they were, to the bit."""
     rates = [group["lr"] for group in optimizer.param_groups]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     for group in optimizer.param_groups:
-        # An update by nothing at no rate leaves parameters, moments and decay as they were, to the bit.
         group["lr"] = 0.0
     optimizer.step()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):

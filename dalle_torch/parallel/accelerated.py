@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dalle_torch.config import RuntimeConfig
+from dalle_torch.parallel.checkpointing import checkpoint_layers
 from dalle_torch.parallel.engine import Precision
 from dalle_torch.parallel.mesh import MeshPlan
 from dalle_torch.parallel.rules import Rule
@@ -55,8 +56,14 @@ class AcceleratedEngine:
                 fully_shard(layer, mesh=mesh)
         return fully_shard(model, mesh=mesh)
 
+    def set_up_layers(self, model: nn.Module, *, checkpoint: bool, scan: bool) -> None:
+        checkpoint_layers(model, checkpoint, self.device.type)
+
     def optimizer_options(self, optimizer: str) -> dict[str, Any]:
         return {}
+
+    def place_state(self, optimizer: torch.optim.Optimizer) -> None:
+        """State is created where its parameter is."""
 
     def put(self, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
         if self.device.type == "cpu":

@@ -51,8 +51,29 @@ class Engine(Protocol):
         """
         ...
 
+    def set_up_layers(self, model: nn.Module, *, checkpoint: bool, scan: bool) -> None:
+        """Choose how the layers of `model`, which has been placed, are run.
+
+        Args:
+            checkpoint: keep of each layer its inputs alone for the backward pass (`training.gradient_checkpointing`).
+            scan: run the layers of a stack as a loop (`training.use_scan`), on torch_xla; elsewhere layers are not
+                compiled one after the other, and nothing changes.
+
+        Raises:
+            ValueError: these layers cannot be run so.
+        """
+        ...
+
     def optimizer_options(self, optimizer: str) -> dict[str, Any]:
-        """What an optimizer of that name (`config.OptimizerConfig.name`) has to be made with here."""
+        """What an optimizer of that name (`config.OptimizerConfig.name`) has to be made with here.
+
+        Raises:
+            ValueError: it does not run here.
+        """
+        ...
+
+    def place_state(self, optimizer: torch.optim.Optimizer) -> None:
+        """Lay state out as the parameters that it is of, after it was created or loaded. Shampoo does so by itself."""
         ...
 
     def put(self, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -115,6 +136,10 @@ def start_engine(runtime: RuntimeConfig, mesh: MeshConfig) -> Engine:
     Raises:
         ValueError: the devices are not there, or the mesh does not fit them.
     """
+    if runtime.backend == "xla":
+        from dalle_torch.parallel.spmd_engine import SpmdEngine
+
+        return SpmdEngine(runtime, mesh)
     from dalle_torch.parallel.accelerated import AcceleratedEngine
 
     return AcceleratedEngine(runtime)

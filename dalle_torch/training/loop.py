@@ -158,7 +158,7 @@ class Trainer:
         config, step = self.config, self.state.step
         every = config.training.histogram_every
         metrics = self._step(
-            self.engine.put(taken),
+            taken,
             lr=learning_rate(config.optimizer, step, config.training.steps, self.state.plateau),
             max_grad_norm=config.optimizer.max_grad_norm,
             observe=self._observer if every is not None and (step + 1) % every == 0 else None,
@@ -187,7 +187,7 @@ class Trainer:
 
     def _log(self, metrics: Mapping[str, Any]) -> float:
         step, steps = self.state.step, self.config.training.steps
-        loss = float(self.engine.mean(metrics["loss"]))
+        loss = float(metrics["loss"])
         row = {"loss": loss, "grad_norm": float(metrics["grad_norm"])}
         row["lr"] = learning_rate(self.config.optimizer, step - 1, steps, self.state.plateau)
         row |= counters(self.state.optimizer) | self._watch.look(step, steps)

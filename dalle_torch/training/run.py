@@ -115,6 +115,7 @@ def _history(engine: Engine, folder: RunFolder, found: Checkpoint | None) -> His
 
 def _go_on(run: Run, found: Checkpoint) -> None:
     run.state.load(found)
+    run.engine.place_state(run.state.optimizer)
     run.training.load_state_dict(found.meta["data"])
     hosts, index = found.host_metas, run.engine.host_index
     if len(hosts) == run.engine.host_count:

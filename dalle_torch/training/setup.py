@@ -60,6 +60,7 @@ class Run:
         optimizer = build_optimizer(self.state.model, self.config.optimizer, split_decay=True, **options)
         prepare(optimizer)
         load_state(optimizer, state_tensors(before), describe(before))
+        self.engine.place_state(optimizer)
         return optimizer
 
 
@@ -100,6 +101,7 @@ def prepare_run(config: RunConfig, engine: Engine, split_decay: bool = False) ->
         model, config.optimizer, split_decay=split_decay, **engine.optimizer_options(config.optimizer.name)
     )
     prepare(optimizer)
+    engine.place_state(optimizer)
     model.train()
     state = TrainState(model, optimizer)
     return Run(config, engine, batches, processor, data, training, evaluation, network, state)

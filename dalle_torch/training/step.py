@@ -1,7 +1,8 @@
 """One update of the weights.
 
-Owns: clipping, precision, `train_step`. Does not own: optimizers and learning rates (`optim`), data, evaluation,
-checkpoints (`loop`).
+Owns: `TrainStep`, the same on all devices, and `train_step`, for one without an engine. Does not own: what has to be
+done differently on devices (`parallel.engine`), optimizers and learning rates (`optim`), data, evaluation, checkpoints
+(`loop`).
 """
 
 import math
@@ -12,10 +13,84 @@ import torch
 from torch import Tensor, nn
 
 from dalle_torch.config import TrainingConfig
+from dalle_torch.parallel.engine import Engine
 
 Batch = dict[str, Tensor]
 Forward = Callable[..., Any]
 """Takes a batch's tensors by name, as the model does; its result has a `loss`."""
+
+
+class TrainStep:
+    """Updates of a model on an engine's devices, each from the mean loss over batches whose samples are equally many.
+
+    Nothing here waits for the devices. On torch_xla everything from the first batch to the last parameter is one
+    program, which is compiled at the first call and once more for updates that do more than others (Shampoo's roots).
+
+    Args:
+        model: the bare model, after `engine.place`.
+        called: what `engine.place` returned.
+        optimizer: made with `engine.optimizer_options`, and prepared.
+        config: precision, compilation, gradient checkpointing and scan.
+
+    Raises:
+        ValueError: the layers cannot be run as `config` says.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: nn.Module,
+        called: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: TrainingConfig,
+    ) -> None:
+        self.engine = engine
+        self.model = model
+        self.optimizer = optimizer
+        self._called = called
+        self._precision = config.precision
+        engine.set_up_layers(model, checkpoint=config.gradient_checkpointing, scan=config.use_scan)
+        self._forward: Forward = engine.compiled(called) if config.compile else called
+
+    def __call__(
+        self,
+        batches: Sequence[Batch],
+        lr: float,
+        max_grad_norm: float | None = None,
+        observe: Callable[[nn.Module], None] | None = None,
+    ) -> dict[str, Tensor]:
+        """One update.
+
+        Args:
+            batches: this process' rows of each, in the host's memory; more than one accumulates gradients.
+            lr: learning rate of all groups.
+            max_grad_norm: gradients whose norm is larger are scaled down to it; None: never.
+            observe: is shown the model with its gradients after that.
+
+        Returns:
+            "loss" and "grad_norm" (before clipping) of all processes' rows, each a detached tensor []. To read one
+            waits for the update.
+        """
+        engine, losses = self.engine, []
+        placed = engine.put(batches)
+        for index, batch in enumerate(placed):
+            with engine.accumulating(self._called, last=index == len(placed) - 1):
+                with engine.autocast(self._precision):
+                    loss = self._forward(**batch).loss / len(placed)
+                loss.backward()
+            losses.append(loss.detach())
+        engine.gradients_done(self.model)
+        norm = engine.clip(self.model.parameters(), math.inf if max_grad_norm is None else max_grad_norm)
+        if observe is not None:
+            observe(self.model)
+        rate = engine.scalar(lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = engine.mean(torch.stack(losses).sum())
+        engine.end_step()
+        return {"loss": loss, "grad_norm": norm.detach()}
 
 
 def apply_gradients(
@@ -73,44 +148,3 @@ def train_step(
         losses.append(loss.detach())
     norm = apply_gradients(model.parameters(), optimizer, lr, max_grad_norm)
     return {"loss": torch.stack(losses).sum(), "grad_norm": norm.detach()}
-
-
-class TrainStep:
-    """One update of a run on an engine.  (temporary)"""
-
-    def __init__(
-        self,
-        engine: Any,
-        model: nn.Module,
-        network: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        config: TrainingConfig,
-    ) -> None:
-        self.engine, self.model, self.network, self.optimizer, self.config = engine, model, network, optimizer, config
-        self._call = engine.compiled(network) if config.compile else network
-
-    def __call__(
-        self,
-        batches: Sequence[Batch],
-        *,
-        lr: float,
-        max_grad_norm: float | None,
-        observe: Callable[[nn.Module], None] | None = None,
-    ) -> dict[str, Tensor]:
-        losses = []
-        for i, batch in enumerate(batches):
-            with self.engine.accumulating(self.network, i == len(batches) - 1):
-                with self.engine.autocast(self.config.precision):
-                    loss = self._call(**batch).loss / len(batches)
-                loss.backward()
-            losses.append(loss.detach())
-        self.engine.gradients_done(self.model)
-        norm = self.engine.clip(self.model.parameters(), math.inf if max_grad_norm is None else max_grad_norm)
-        if observe is not None:
-            observe(self.model)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.engine.scalar(lr)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.engine.end_step()
-        return {"loss": torch.stack(losses).sum(), "grad_norm": norm.detach()}

@@ -26,6 +26,13 @@ SETTINGS: dict[str, Any] = {
     "preconditioning_compute_steps": 3, "skip_preconditioning_dim_size_gt": 32, "root_method": "newton",
 }  # fmt: skip
 SELDOM = {"statistics_compute_steps": 2}
+CHANGES: list[dict[str, Any]] = [
+    {}, {}, {"weight_decay": 0.1}, {"beta1": 0.95}, {"beta2": 0.98}, {"preconditioning_compute_steps": 2},
+    {"start_preconditioning_step": 8}, {"weight_decay": 0.0, "beta1": 0.0}, {"beta2": 1.0}, {"lr": 0.0},
+    {"preconditioning_compute_steps": 1, "lr": 0.02, "weight_decay": 0.3},
+]  # fmt: skip
+"""Settings that are changed before each step of a run."""
+LATE = {"start_preconditioning_step": 7}
 STEPS = 8
 HALF = 4
 
@@ -44,6 +51,11 @@ def gradient(name: str, step: int) -> Tensor:
     generator = torch.Generator().manual_seed(100 * step + list(SHAPES).index(name))
     steady = torch.linspace(-1, 1, math.prod(SHAPES[name])).view(SHAPES[name])
     return steady + torch.randn(SHAPES[name], generator=generator)
+
+
+def change(optimizer: torch.optim.Optimizer, changes: Mapping[str, Any]) -> None:
+    for name, value in changes.items():
+        optimizer.param_groups[0][name] = value
 
 
 def give_gradients(named: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -83,20 +95,23 @@ class MeshRun:
         self.optimizer.prepare()
         torch_xla.sync()
 
-    def step(self, step: int) -> dict[str, Any]:
+    def step(self, step: int, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """One step; what there is to see after it."""
         import torch_xla
         from torch_xla.debug import metrics
 
         give_gradients(self.parameters, self.optimizer, step)
+        change(self.optimizer, changes or {})
         torch_xla.sync()
         seen: dict[str, Any] = {"roots": self.optimizer.roots_due}
-        reads, compilations = self._reads(), metrics.counter_value("UncachedCompile") or 0
+        reads, compilations = self._count("TransferFromDeviceTime"), self._compilations()
         self.optimizer.step()
         self.optimizer.zero_grad()
         torch_xla.sync()
-        seen["reads"] = self._reads() - reads
-        seen["compilations"] = (metrics.counter_value("UncachedCompile") or 0) - compilations
+        seen["reads"] = self._count("TransferFromDeviceTime") - reads
+        seen["compilations"], seen["compile_times"] = (
+            now - before for now, before in zip(self._compilations(), compilations, strict=True)
+        )
         seen["fallbacks"] = sorted(name for name in metrics.counter_names() if name.startswith("aten::"))
         seen["specs"] = {
             f"{index}/{name}": torch_xla._XLAC._get_xla_sharding_spec(tensor)
@@ -109,12 +124,19 @@ class MeshRun:
         }
         return seen
 
-    @staticmethod
-    def _reads() -> int:
-        """How often a value was fetched from the devices."""
+    @classmethod
+    def _compilations(cls) -> tuple[int, int]:
         from torch_xla.debug import metrics
 
-        data = metrics.metric_data("TransferFromDeviceTime")
+        # The second also counts what is compiled to find out how a result is split.
+        return metrics.counter_value("UncachedCompile") or 0, cls._count("CompileTime")
+
+    @staticmethod
+    def _count(metric: str) -> int:
+        """How often something was measured, as values fetched from the devices."""
+        from torch_xla.debug import metrics
+
+        data = metrics.metric_data(metric)
         return data[0] if data else 0
 
     def values(self) -> dict[str, Tensor]:
@@ -155,6 +177,11 @@ def main(folder: Path) -> None:
     for step in range(STEPS):
         seldom.step(step)
     save_file(seldom.values(), folder / "seldom.safetensors")
+    for dp, mp in MESHES:
+        changed = MeshRun(dp, mp, start(), **LATE)
+        seen = [changed.step(step, changes) for step, changes in enumerate(CHANGES)]
+        (folder / f"changed-{dp}x{mp}.json").write_text(json.dumps({"steps": seen}), encoding="utf-8")
+        save_file(changed.values(), folder / f"changed-{dp}x{mp}.safetensors")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,17 @@ from torch import nn
 
 import dalle_torch
 from dalle_torch.optim import DistributedShampoo
-from tests.spmd.shampoo_on_meshes import MESHES, SELDOM, SETTINGS, STEPS, give_gradients, start
+from tests.spmd.shampoo_on_meshes import (
+    CHANGES,
+    LATE,
+    MESHES,
+    SELDOM,
+    SETTINGS,
+    STEPS,
+    change,
+    give_gradients,
+    start,
+)
 
 NAMES = [f"{dp}x{mp}" for dp, mp in MESHES]
 
@@ -108,8 +118,33 @@ def test_there_are_two_graphs_and_nothing_is_read_in_a_step(folder: Path, mesh: 
     assert [step["roots"] for step in steps] == [step % 3 == 0 for step in range(STEPS)]
     # The learning rate and the start of preconditioning change later on, and are no other graph.
     assert [step["compilations"] for step in steps] == [1, 1] + [0] * (STEPS - 2)
+    assert [step["compile_times"] for step in steps][2:] == [0] * (STEPS - 2)
     assert [step["reads"] for step in steps] == [0] * STEPS
     assert all(step["fallbacks"] == [] for step in steps)
+
+
+@pytest.mark.xla
+@pytest.mark.parametrize("mesh", NAMES)
+def test_settings_that_change_between_steps_are_no_other_program(folder: Path, mesh: str) -> None:
+    named = {name: nn.Parameter(value) for name, value in start().items()}
+    optimizer = DistributedShampoo(named.items(), **SETTINGS | LATE)
+    roots = []
+    for step, changes in enumerate(CHANGES):
+        give_gradients(named, optimizer, step)
+        change(optimizer, changes)
+        roots.append(optimizer.roots_due or step == 0)
+        optimizer.step()
+    steps = report(folder, f"changed-{mesh}")["steps"]
+    assert [step["roots"] for step in steps] == roots
+    assert roots[5:] == [False, True, False, True, False, True]
+    # Both programs were seen in the first run on this mesh.
+    assert [(step["compilations"], step["compile_times"]) for step in steps] == [(0, 0)] * len(CHANGES)
+    assert [step["reads"] for step in steps] == [0] * len(CHANGES)
+    found, before = load_file(folder / f"changed-{mesh}.safetensors"), start()
+    for name, parameter in named.items():
+        value = parameter.detach()
+        # As above.
+        assert (found[name] - value).norm() <= 1e-3 * (value - before[name]).norm(), name
 
 
 def test_an_axis_that_is_not_there_is_refused() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dalle_torch.optim.shampoo.blocking import merged_shape, regions
+from dalle_torch.optim.shampoo.factors import Factors
 from dalle_torch.optim.shampoo.grafting import keeps_diagonal, norms
 from dalle_torch.optim.shampoo.options import STRUCTURAL, ShampooOptions
 from dalle_torch.optim.shampoo.preconditioner import RegionMatrices
@@ -141,8 +142,9 @@ class Bucket:
             run = self._run(start, stop)
             if options.skip_nonfinite_gradients:
                 self.stacks["nonfinite_gradients"][start:stop].add_(~run.norm.isfinite())
-            beta2 = options.beta2 if now.statistics_due else None
-            precondition = partial(self._precondition, start=start, stop=stop, beta2=beta2) if self.matrices else None
+            taking = now.factors if now.statistics_due else None
+            of_run = partial(self._precondition, start=start, stop=stop, factors=taking)
+            precondition = of_run if self.matrices else None
             for part in self._parts(run, options):
                 part = without_nonfinite(part, run.norm) if options.skip_nonfinite_gradients else part
                 if self.in_one_pass:
@@ -158,13 +160,13 @@ class Bucket:
         for stack in self.stacks.values():
             self._constrain(stack)
 
-    def _precondition(self, gradient: Tensor, *, start: int, stop: int, beta2: float | None) -> Tensor:
+    def _precondition(self, gradient: Tensor, *, start: int, stop: int, factors: Factors | None) -> Tensor:
         """The preconditioned gradients, float32 [stop - start, *shape], of the parameters from `start` to `stop`."""
         assert self.merged is not None
         stack = gradient.reshape(stop - start, *self.merged)
         result = torch.empty(stack.shape, device=stack.device)
         for matrices in self.matrices:
-            matrices.precondition(stack, result, start, stop, beta2)
+            matrices.precondition(stack, result, start, stop, factors)
         return result.view(gradient.shape)
 
     @property

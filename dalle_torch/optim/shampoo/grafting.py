@@ -8,6 +8,7 @@ Source: Anil et al., "Scalable Second Order Optimization for Deep Learning", arX
 import torch
 from torch import Tensor
 
+from dalle_torch.optim.shampoo.factors import Factors, add_square_
 from dalle_torch.optim.shampoo.options import GraftType, ShampooOptions
 
 TINY = 1e-16
@@ -31,7 +32,9 @@ def over(values: Tensor, stack: Tensor) -> Tensor:
     return values.view(-1, *([1] * (stack.ndim - 1)))
 
 
-def grafting_update(options: ShampooOptions, gradient: Tensor, norm: Tensor, diagonal: Tensor | None) -> Tensor:
+def grafting_update(
+    options: ShampooOptions, factors: Factors, gradient: Tensor, norm: Tensor, diagonal: Tensor | None
+) -> Tensor:
     """The diagonal method's update, before the learning rate.
 
     Args:
@@ -54,8 +57,7 @@ def grafting_update(options: ShampooOptions, gradient: Tensor, norm: Tensor, dia
     if graft.startswith("adagrad"):
         diagonal.addcmul_(gradient, gradient)
     else:
-        weight = 1 - options.beta2 if options.beta2 != 1 else 1.0
-        diagonal.mul_(options.beta2).addcmul_(gradient, gradient, value=weight)
+        add_square_(diagonal.mul_(factors.beta2), gradient, factors.weight2)
     divisor = diagonal.sqrt().add_(options.diagonal_epsilon)
     return gradient.div_(divisor) if normalized else gradient / divisor
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from dalle_torch.optim.shampoo import saving
 from dalle_torch.optim.shampoo.blocking import regions
 from dalle_torch.optim.shampoo.bucket import Bucket, preconditioned_shape
+from dalle_torch.optim.shampoo.factors import Factors, factors
 from dalle_torch.optim.shampoo.options import GraftType, RootMethod, ShampooOptions
 from dalle_torch.optim.shampoo.preconditioner import RegionMatrices, update_roots
 from dalle_torch.optim.shampoo.sharding import OneDevice, Sharding
@@ -191,10 +192,13 @@ class DistributedShampoo(torch.optim.Optimizer):
             options = ShampooOptions.of_group(group)
             self._place(index, [parameter for parameter in group["params"] if parameter.grad is not None])
             self._part(index, options)
-            due = []
+            due, by_device = [], {}
             for bucket in self._buckets[index]:
                 if bucket.has_gradients:
-                    now = _now(bucket, options)
+                    place = bucket.parameters[0].device, bucket.in_one_pass
+                    if place not in by_device:
+                        by_device[place] = factors(options, *place)
+                    now = _now(bucket, options, by_device[place])
                     bucket.update(options, now)
                     due += [bucket] if now.roots_due and bucket.matrices else []
             if due:
@@ -296,17 +300,13 @@ class DistributedShampoo(torch.optim.Optimizer):
             update_roots(matrices, options, method, largest, p)
 
 
-def _now(bucket: Bucket, options: ShampooOptions) -> Now:
-    lr, started = options.lr, bucket.updates >= options.start_preconditioning_step
+def _now(bucket: Bucket, options: ShampooOptions, of_device: Factors) -> Now:
+    started: bool | Tensor = bucket.updates >= options.start_preconditioning_step
     device = bucket.parameters[0].device
-    on_device: bool | Tensor = started
-    if device.type == "xla":
-        # Numbers would become constants of the graph, and each new one another graph.
-        lr = torch.as_tensor(lr, dtype=torch.float32).to(device)
-        on_device = torch.tensor(started).to(device)
     return Now(
-        lr=lr,
-        started=on_device,
+        factors=of_device,
+        # As a constant of the graph it would make two of it.
+        started=torch.tensor(started).to(device) if device.type == "xla" else started,
         statistics_due=bucket.updates % options.statistics_compute_steps == 0,
         roots_due=bucket.updates % options.preconditioning_compute_steps == 0,
     )

@@ -14,7 +14,12 @@ from torch import Tensor
 GraftType = Literal["sgd", "sqrt_n", "rmsprop", "rmsprop_normalized", "adagrad", "adagrad_normalized"]
 RootMethod = Literal["auto", "newton", "eigh"]
 
-ADJUSTABLE = frozenset({"lr", "weight_decay", "root_method", "skip_nonfinite_gradients"})
+TAKEN_OVER = frozenset({
+    "lr", "weight_decay", "beta1", "beta2",
+    "preconditioning_compute_steps", "statistics_compute_steps", "start_preconditioning_step",
+})  # fmt: skip
+"""What may change while a run goes on, without another program on torch_xla; a loaded state brings its own."""
+ADJUSTABLE = TAKEN_OVER | {"root_method", "skip_nonfinite_gradients"}
 """What a saved state may differ in from the optimizer that loads it."""
 STRUCTURAL = (
     "block_size", "merge_small_dims_block_size", "skip_preconditioning_dim_size_gt",

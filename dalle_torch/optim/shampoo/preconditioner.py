@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dalle_torch.optim.shampoo.blocking import Region
+from dalle_torch.optim.shampoo.factors import Factors, average_product_
 from dalle_torch.optim.shampoo.matrix_roots import Method, RootProblem, inverse_roots
 from dalle_torch.optim.shampoo.options import ShampooOptions
 from dalle_torch.optim.shampoo.sharding import Sharding
@@ -59,13 +60,10 @@ class RegionMatrices:
             blocks = torch.cat([blocks, blocks.new_zeros(filling, *blocks.shape[1:])])
         return self.sharding.constrain(blocks, "blocks")
 
-    def accumulate(self, blocks: Tensor, rows: slice | None, beta2: float) -> None:
+    def accumulate(self, blocks: Tensor, rows: slice | None, factors: Factors) -> None:
         """S_i = beta2 S_i + w G_i G_i^T with G_i the block unfolded along dimension i."""
-        weight = 1 - beta2 if beta2 != 1 else 1.0
         for dim, statistics in enumerate(self.statistics):
-            unfolded = _unfold(blocks, dim)
-            # Of rows and columns, a product; a view of either costs no copy.
-            _at(statistics, rows).baddbmm_(unfolded, unfolded.mT, beta=beta2, alpha=weight)
+            average_product_(_at(statistics, rows), _unfold(blocks, dim), factors.beta2, factors.weight2)
             self.sharding.constrain(statistics, "blocks")
 
     def apply(self, blocks: Tensor, rows: slice | None) -> Tensor:
@@ -87,15 +85,15 @@ class RegionMatrices:
         failed = torch.zeros(len(statistics), dtype=torch.int32, device=statistics.device)
         return _Stack(statistics, self.preconditioners[dim], failed, self.sharding)
 
-    def precondition(self, gradient: Tensor, result: Tensor, start: int, stop: int, beta2: float | None) -> None:
+    def precondition(self, gradient: Tensor, result: Tensor, start: int, stop: int, factors: Factors | None) -> None:
         """Write the preconditioned blocks of `gradient` [stop - start, *shape] to `result`, of the same shape.
 
-        With a beta2 the statistics take the gradient in as well; the preconditioners are older than that.
+        With factors the statistics take the gradient in as well; the preconditioners are older than that.
         """
         rows = self.rows(start, stop)
         blocks = self.cut(gradient, rows)
-        if beta2 is not None:
-            self.accumulate(blocks, rows, beta2)
+        if factors is not None:
+            self.accumulate(blocks, rows, factors)
         self.region.paste(self.apply(blocks, rows), result)
 
 

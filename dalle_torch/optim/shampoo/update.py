@@ -7,11 +7,12 @@ Source: Anil et al., arXiv 2002.09018, as the trainer of DALL·E Mega ran it.
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dalle_torch.optim.shampoo.factors import Factor, Factors, add_scaled_
 from dalle_torch.optim.shampoo.grafting import TINY, clipped, grafting_update, norms, over
 from dalle_torch.optim.shampoo.options import ShampooOptions
 from dalle_torch.optim.shampoo.quantization import dequantize, quantize
@@ -22,13 +23,13 @@ class Now:
     """What an update needs to know of its time.
 
     Attributes:
-        lr: the learning rate, a number or a tensor [].
+        factors: what the group's numbers are in this update.
         started: whether the preconditioned update is used; a bool tensor [] where both kinds share a graph.
         statistics_due: whether the statistics take the gradient in.
         roots_due: whether new preconditioners are taken after it.
     """
 
-    lr: float | Tensor
+    factors: Factors
     started: bool | Tensor
     statistics_due: bool
     roots_due: bool
@@ -68,30 +69,29 @@ def step(run: Run, options: ShampooOptions, now: Now, precondition: Callable[[Te
         precondition: float32 gradient [L, *shape] to the preconditioned one, a new tensor; None: the grafting update
             is used alone.
     """
-    grafting = grafting_update(options, run.gradient, run.norm, run.state.get("diagonal_statistics"))
+    factors = now.factors
+    grafting = grafting_update(options, factors, run.gradient, run.norm, run.state.get("diagonal_statistics"))
     grafting = clipped(options, grafting)
     if not options.decoupled_learning_rate:
-        grafting = grafting * now.lr
-    values = _values(run.parameters) if options.weight_decay else None
+        grafting = grafting * factors.lr
+    values = _values(run.parameters) if factors.decays else None
     if precondition is None:
-        direction = _direction(run, options, "momentum", grafting, values)
+        direction = _direction(run, options, factors, "momentum", grafting, values)
     else:
         shampoo = precondition(run.gradient)
         shampoo.mul_(over(norms(grafting) / (norms(shampoo) + TINY), shampoo))
-        direction = _direction(run, options, "momentum", shampoo, values)
+        direction = _direction(run, options, factors, "momentum", shampoo, values)
         # From then on nothing reads the other momentum again.
         if now.started is not True:
-            other = _direction(run, options, "diagonal_momentum", grafting, values)
+            other = _direction(run, options, factors, "diagonal_momentum", grafting, values)
             direction = other if now.started is False else torch.where(now.started, direction, other)
     if values is not None and options.decoupled_weight_decay:
-        direction = direction + values * (options.weight_decay * now.lr)
-    _move(run.parameters, direction, now.lr if options.decoupled_learning_rate else 1.0)
+        direction = direction + values * (factors.weight_decay * factors.lr)
+    _move(run.parameters, direction, factors.lr if options.decoupled_learning_rate else 1.0)
 
 
 def step_in_one_pass(run: Run, options: ShampooOptions, now: Now) -> None:
     """`step` without preconditioner, compiled: each entry of the state is read and written once."""
-    # A number would be compiled in, and each new one be another program.
-    now = replace(now, lr=torch.as_tensor(now.lr, dtype=torch.float32, device=run.gradient.device))
     _compiled_step()(run, options, now, None)
 
 
@@ -100,25 +100,26 @@ def _compiled_step() -> Callable[..., None]:
     return torch.compile(step, dynamic=True)
 
 
-def _direction(run: Run, options: ShampooOptions, name: str, update: Tensor, values: Tensor | None) -> Tensor:
+def _direction(
+    run: Run, options: ShampooOptions, factors: Factors, name: str, update: Tensor, values: Tensor | None
+) -> Tensor:
     """The update with coupled weight decay and momentum, whose state it renews."""
     if values is not None and not options.decoupled_weight_decay:
-        update = update + values * options.weight_decay
-    weight = 1 - options.beta1 if options.moving_average_for_momentum else 1.0
+        update = update + values * factors.weight_decay
     kept, scale = run.state[name], run.state.get(f"{name}_scale")
     momentum = kept if scale is None else dequantize(kept, scale)
-    momentum.mul_(options.beta1).add_(update, alpha=weight)
+    add_scaled_(momentum.mul_(factors.beta1), update, factors.weight1)
     if scale is not None:
         for target, value in zip((kept, scale), quantize(momentum), strict=True):
             target.copy_(value)
-    return update * weight + momentum * options.beta1 if options.nesterov else momentum
+    return update * factors.weight1 + momentum * factors.beta1 if options.nesterov else momentum
 
 
 def _values(parameters: list[Tensor]) -> Tensor:
     return parameters[0].float().unsqueeze(0) if len(parameters) == 1 else torch.stack(parameters).float()
 
 
-def _move(parameters: list[Tensor], direction: Tensor, lr: float | Tensor) -> None:
+def _move(parameters: list[Tensor], direction: Tensor, lr: Factor) -> None:
     if isinstance(lr, Tensor):
         torch._foreach_sub_(parameters, list((direction * lr).unbind()))
     else:

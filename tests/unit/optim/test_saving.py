@@ -115,8 +115,8 @@ def test_rate_and_schedule_come_along(make) -> None:
     ("changes", "words"),
     [
         ({"block_size": 3}, ["block_size is 4 in it and 3 here"]),
-        ({"merge_small_dims_block_size": 64, "beta2": 0.9},
-         ["merge_small_dims_block_size is 8 in it and 64 here", "beta2 is 0.999 in it and 0.9 here"]),
+        ({"merge_small_dims_block_size": 64, "matrix_epsilon": 1e-3},
+         ["merge_small_dims_block_size is 8 in it and 64 here", "matrix_epsilon is 1e-06 in it and 0.001 here"]),
         ({"graft_type": "sgd"}, ["graft_type is 'rmsprop_normalized' in it and 'sgd' here"]),
         ({"best_effort_memory_usage_reduction": True}, ["is False in it and True here"]),
         ({"skip_preconditioning_dim_size_gt": 5}, ["skip_preconditioning_dim_size_gt is 12 in it and 5 here"]),

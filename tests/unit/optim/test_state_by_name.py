@@ -65,9 +65,10 @@ def test_only_what_shampoos_matrices_depend_on_has_to_agree() -> None:
     _, optimizer = _start("shampoo")
     description = describe(optimizer)
     for group in optimizer.param_groups:
-        group |= {"lr": 7.0, "weight_decay": 0.5, "root_method": "newton"}
+        group |= {"lr": 7.0, "weight_decay": 0.5, "root_method": "newton", "beta1": 0.5, "beta2": 0.5}
+        group |= {"preconditioning_compute_steps": 7, "statistics_compute_steps": 3}
     assert misfits(optimizer, description) == []
     for group in optimizer.param_groups:
-        group["beta2"] = 0.5
-    assert misfits(optimizer, description) == ["optimizer beta2 is 0.999 in it and 0.5 here"]
+        group["matrix_epsilon"] = 0.5
+    assert misfits(optimizer, description) == ["optimizer matrix_epsilon is 1e-06 in it and 0.5 here"]
     assert misfits(_start("adamw")[1], description) == ["the optimizer is DistributedShampoo in it and AdamW here"]
