@@ -106,14 +106,12 @@ def check_devices(report: Report, config: dict[str, Any]) -> None:
         return
     del report.facts["devices"]
     report.facts.update(found)
-    world, rank = os.environ.get("WORLD_SIZE"), os.environ.get("RANK")
+    world = os.environ.get("WORLD_SIZE")
     if world is not None and int(world) != found["processes"]:
         report.problems.append(
             f"processes: torch_xla counts {found['processes']}, and {world} hosts were started: hosts of the slice do "
             f"not find each other"
         )
-    elif rank is not None and int(rank) != found["process"]:
-        report.problems.append(f"process: torch_xla calls this host {found['process']}, and the launcher {rank}")
     if config:
         report.find("mesh", lambda: _mesh(config, found))
 

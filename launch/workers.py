@@ -32,6 +32,8 @@ from launch.gcloud import Tpu
 
 LOST = 255
 """Status of a host that could not be reached, or whose connection broke; as ssh has it."""
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Statuses of a command that was told to stop, as by a TPU's notice of preemption; on other hosts it may be saving."""
 TAIL = 40
 PING_EVERY = 20.0
 _LIMIT = 1 << 16
@@ -220,7 +222,7 @@ class Pod:
         self._show = show or print_line
         self._logs = [log_dir / f"worker-{index:03d}.log" for index in range(len(order.env))]
         self._events: queue.Queue[tuple[int, str]] = queue.Queue()
-        self._stop_at: float | None = None
+        self._stop_at = 0.0
         self._deadline: float | None = None
         self._failure: Outcome | None = None
         self._begin = time.monotonic()
@@ -240,8 +242,9 @@ class Pod:
                 self._interrupt(asked)
             if time_limit is not None and self._failure is None and now - self._begin > time_limit:
                 self._fail(Outcome("failed", LOST, None, f"not all hosts were done after {time_limit:.0f} s"))
-            if self._stop_at is not None and self._deadline is None and now >= self._stop_at:
-                self._stop(self._order.failure_grace)
+            if self._failure is not None and self._deadline is None and now >= self._stop_at:
+                saving = self._failure.status in STOPPED
+                self._stop(self._order.grace if saving else self._order.failure_grace)
             if now - pinged > min(PING_EVERY, self._order.lease / 4):
                 pinged = now
                 self._tell("ping")

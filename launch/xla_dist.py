@@ -28,7 +28,7 @@ if __package__ in (None, ""):
 
 from launch.gcloud import GONE, GcloudError, Node, Tpu
 from launch.report import Reports
-from launch.workers import Interrupts, Order, Outcome, Pod, say
+from launch.workers import LOST, STOPPED, Interrupts, Order, Outcome, Pod, say
 
 SUCCESS, FAILURE, USAGE, NOT_READY = 0, 1, 2, 75
 HOPELESS = (2, 72, 126, 127)
@@ -90,8 +90,7 @@ class Launcher:
                 return outcome.status
             if outcome.seconds > 60 * self._options.reset_after:
                 failures = 0
-            preempted = self._state() not in ("READY", None)
-            if not preempted:
+            if not self._taken_away(outcome):
                 failures += 1
                 if failures > self._options.restart_on_failure or outcome.status in HOPELESS:
                     self._give_up(outcome, failures)
@@ -162,13 +161,21 @@ class Launcher:
         print(f"preflight: {f'{len(problems)} problems' if problems else 'all is well'}", flush=True)
         return FAILURE if problems else SUCCESS
 
-    def _state(self) -> str | None:
-        """None where gcloud cannot tell just now."""
-        try:
-            return self._tpu.describe().state
-        except GcloudError as error:
-            say(str(error))
-            return None
+    def _taken_away(self, outcome: Outcome) -> bool:
+        """Whether the TPU is not READY any more. Its hosts notice it first, so gcloud is asked for a while where they
+        were lost or told to stop."""
+        suspicious = outcome.status in (LOST, *STOPPED)
+        end = time.monotonic() + (self._options.settle if suspicious else 0.0)
+        while True:
+            try:
+                if not self._tpu.describe().ready:
+                    return True
+            except GcloudError as error:
+                say(str(error))
+            if time.monotonic() >= end:
+                return False
+            self._interrupts.sleep(3.0)
+            self._check_interrupts()
 
     def _ready_node(self) -> Node:
         """The TPU once it is READY and has hosts, waited for as long as the options allow.
@@ -259,6 +266,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--wait-ready", type=_seconds, default=0.0, metavar="MIN",
         help="wait so many minutes for a TPU that is not READY, at the start and after a preemption, which does not "
         "count as a failure")  # fmt: skip
+    add("--settle", type=_seconds, default=30.0, metavar="S",
+        help="after a host was lost or told to stop, ask so long if the TPU was preempted (%(default)s)")  # fmt: skip
     add("--grace", type=_seconds, default=600.0, metavar="S",
         help="on Ctrl-C or SIGTERM hosts get SIGTERM, and SIGKILL after so many seconds or at a second Ctrl-C "
         "(%(default)s)")  # fmt: skip

@@ -79,7 +79,8 @@ class Cloud:
     def start(self, *words: str, zone: str = ZONE, **env: str) -> "subprocess.Popen[str]":
         launcher = str(REPOSITORY / "launch" / "xla_dist.py")
         process = subprocess.Popen(
-            [sys.executable, launcher, "--tpu", NAME, "--zone", zone, "--log-dir", str(self.root / "logs"), *words],
+            [sys.executable, launcher, "--tpu", NAME, "--zone", zone, "--settle", "0", "--log-dir",
+             str(self.root / "logs"), *words],
             cwd=self.root, env={**self.env, **env}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip

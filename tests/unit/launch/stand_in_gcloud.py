@@ -8,6 +8,7 @@ connection only by its pipes.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,6 +28,10 @@ def main() -> int:
     options = dict(word.removeprefix("--").split("=", 1) for word in rest if word.startswith("--") and "=" in word)
     if verb == "describe":
         return describe(rest[0], options)
+    if verb == "scp":
+        name = rest[1].partition(":")[2]
+        for home in CLOUD.glob("host-?"):
+            shutil.copy(rest[0], home / name)
     if verb == "ssh":
         return ssh(int(options["worker"]), options["command"])
     return 0

@@ -26,6 +26,10 @@ def up(cloud: Cloud, hosts: int = 2) -> None:
         wait_for(lambda host=host: "up\n" in cloud.log(host) if log_exists(cloud, host) else False, f"host {host} up")
 
 
+def calls_exist(cloud: Cloud) -> bool:
+    return (cloud.root / "calls.jsonl").exists()
+
+
 def log_exists(cloud: Cloud, host: int) -> bool:
     return (cloud.root / "logs" / f"worker-{host:03d}.log").exists()
 
@@ -265,7 +269,7 @@ def test_a_tpu_that_is_not_ready_has_a_status_of_its_own(cloud: Cloud, state: st
 def test_it_waits_for_a_tpu_that_comes(cloud: Cloud) -> None:
     cloud.describe("CREATING")
     launched = cloud.start("--wait-ready", "0.05", "--", "echo", "hello")
-    wait_for(lambda: (cloud.root / "calls.jsonl").exists() and len(cloud.calls) > 1, "a second look")
+    wait_for(lambda: calls_exist(cloud) and len(cloud.calls) > 1, "a second look")
     cloud.describe("READY")
     done = cloud.finish(launched)
     assert done.returncode == 0, done.stderr
@@ -289,6 +293,22 @@ def test_a_preemption_is_told_apart_from_a_failure(cloud: Cloud) -> None:
     assert "attempt 2" not in done.stderr
 
 
+def test_hosts_that_notice_a_preemption_first_may_save_and_are_believed(cloud: Cloud) -> None:
+    """One ends by SIGTERM's status, as training does at a TPU's notice, while the other still saves, longer than
+    after a failure; gcloud says READY for another while."""
+    slow = f"import os\nif os.environ['RANK'] == '0': {ALARM} time.sleep(1); sys.exit(143)\n"
+    saves = SAVES.replace("0.3", "1.5")
+    launched = cloud.start("--failure-grace", "0.1", "--settle", "60", "--", "python", "-c", slow + saves)
+    wait_for(
+        lambda: sum("describe" in call for call in cloud.calls) > 1 if calls_exist(cloud) else False, "a second look"
+    )
+    assert (cloud.home(1) / "dalle-torch" / "saved").exists()
+    cloud.describe("PREEMPTED")
+    done = cloud.finish(launched)
+    assert done.returncode == 75
+    assert f"{NAME} is PREEMPTED" in done.stderr
+
+
 def test_after_a_preemption_it_goes_on_when_the_tpu_is_back(cloud: Cloud) -> None:
     """Without --restart-on-failure: it was no failure."""
     code = "import os,sys\nif os.path.exists('saved'): sys.exit(0)\n"
@@ -306,7 +326,7 @@ def test_after_a_preemption_it_goes_on_when_the_tpu_is_back(cloud: Cloud) -> Non
 def test_a_signal_ends_the_wait(cloud: Cloud) -> None:
     cloud.describe("CREATING")
     launched = cloud.start("--wait-ready", "10", "--", "true")
-    wait_for(lambda: (cloud.root / "calls.jsonl").exists(), "a look at the TPU")
+    wait_for(lambda: calls_exist(cloud), "a look at the TPU")
     launched.send_signal(signal.SIGINT)
     assert cloud.finish(launched).returncode == 130
 
