@@ -1,0 +1,1 @@
+"""Starting runs on machines that are not this one; not part of the installed package."""
