@@ -67,7 +67,7 @@ class TrainState:
         wanted = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
         problems = _differences("weights", wanted, weights)
         # Of another optimizer, or with other settings, all tensors differ, which says nothing more.
-        problems += misfits(self.optimizer, rest["optimizer"]) or _differences(
+        problems += misfits(self.optimizer, rest["optimizer"], tensors) or _differences(
             "optimizer", expected_shapes(self.optimizer) if rest["step"] else {}, tensors
         )
         if problems:
