@@ -61,11 +61,16 @@ def factors(options: ShampooOptions, device: torch.device, compile: bool = False
     return Factors(bool(options.weight_decay) or device.type == "xla", lr, *numbers)
 
 
-def add_scaled_(target: Tensor, value: Tensor, factor: Factor) -> Tensor:
-    """target += value * factor."""
-    if isinstance(factor, Tensor):
-        return target.add_(value * factor)
-    return target.add_(value, alpha=factor)
+def average_(target: Tensor, value: Tensor, old: Factor, new: Factor) -> Tensor:
+    """target = target * old + value * new."""
+    if isinstance(old, Tensor) or isinstance(new, Tensor):
+        return target.mul_(old).add_(value * new)
+    return target.mul_(old).add_(value, alpha=new)
+
+
+def plus_scaled(base: Tensor, value: Tensor, factor: Factor) -> Tensor:
+    """base + value * factor, a new tensor."""
+    return base + value * factor if isinstance(factor, Tensor) else torch.add(base, value, alpha=factor)
 
 
 def add_square_(target: Tensor, value: Tensor, factor: Factor) -> Tensor:

@@ -173,8 +173,9 @@ class DistributedShampoo(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One update of every parameter that has a gradient.
 
-        Nothing here waits for a device, save for the error checks of `torch.linalg.eigh` and of Newton's iteration on
-        CUDA, when roots are due.
+        Nothing here waits for a device, save for what `torch.linalg.eigh` does on CUDA when roots are due and
+        `root_method` is "eigh". Which kind of step it is, is decided by the host, by its count of updates; so a CUDA
+        graph can hold no more than one kind.
 
         Args:
             closure: computes the loss and its gradients; what it returns is returned.
@@ -206,7 +207,7 @@ class DistributedShampoo(torch.optim.Optimizer):
         return loss
 
     def check(self) -> list[ShampooOptions]:
-        """The settings of each group.
+        """The settings of each group, as the next step will take them.
 
         Raises:
             ValueError: a setting was changed to something out of range, or to what does not go with the state there is.

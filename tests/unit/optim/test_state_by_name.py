@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -43,6 +43,7 @@ def test_shapes_are_known_before_there_is_a_state(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+@settings(deadline=None)
 @given(stop=st.integers(0, 7))
 def test_a_state_that_is_taken_over_goes_on_bit_for_bit(name: str, stop: int) -> None:
     whole, optimizer = _start(name)
