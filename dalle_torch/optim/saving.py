@@ -7,18 +7,20 @@ A tensor goes by `parameter/kind`. What is not a tensor is in a description: the
 settings that its matrices were made with.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dalle_torch.optim.shampoo.bucket import late_start
 from dalle_torch.optim.shampoo.optimizer import DistributedShampoo
-from dalle_torch.optim.shampoo.options import ShampooOptions
-from dalle_torch.optim.shampoo.saving import expected_shapes as shampoo_shapes
-from dalle_torch.optim.shampoo.saving import keys, other_settings
+from dalle_torch.optim.shampoo.options import TAKEN_OVER, ShampooOptions
+from dalle_torch.optim.shampoo.saving import expected_tensors, keys, other_settings
 
-_FROM_CONFIG = ("lr", "weight_decay", "params")
+_FROM_CONFIG = TAKEN_OVER | {"betas"}
+"""Settings that are the run's, whatever they were when its state was saved."""
+_UNSAVED = (_FROM_CONFIG - {"start_preconditioning_step"}) | {"params", "param_names"}
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -35,15 +37,21 @@ def describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     description: dict[str, Any] = {"name": type(optimizer).__name__}
     if isinstance(optimizer, DistributedShampoo):
         description["groups"] = [
-            {setting: value for setting, value in group.items() if setting not in _FROM_CONFIG}
+            {setting: value for setting, value in group.items() if setting not in _UNSAVED}
             | {"params": group["params"]}
             for group in optimizer.state_dict()["param_groups"]
         ]
     return description
 
 
-def misfits(optimizer: torch.optim.Optimizer, description: Mapping[str, Any]) -> list[str]:
-    """Why a state that was described so cannot be loaded, if it cannot; shapes are another matter."""
+def misfits(
+    optimizer: torch.optim.Optimizer, description: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
+) -> list[str]:
+    """Why a state that was described so cannot be loaded, if it cannot; shapes are another matter.
+
+    Args:
+        tensors: the state, for what depends on how many updates were made.
+    """
     own = type(optimizer).__name__
     if description["name"] != own:
         return [f"the optimizer is {description['name']} in it and {own} here"]
@@ -53,8 +61,19 @@ def misfits(optimizer: torch.optim.Optimizer, description: Mapping[str, Any]) ->
     found: dict[str, None] = {}
     for group, names in zip(optimizer.param_groups, keys(optimizer.param_groups), strict=True):
         for name in names:
-            found |= dict.fromkeys(other_settings(group, saved[name]) if name in saved else ())
+            if name in saved:
+                found |= dict.fromkeys(other_settings(group, saved[name]))
+                found |= dict.fromkeys(_late_starts(name, ShampooOptions.of_group(group), saved[name], tensors or {}))
     return [f"optimizer {problem}" for problem in found]
+
+
+def _late_starts(
+    name: Any, options: ShampooOptions, saved: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Iterator[str]:
+    updates = int(tensors.get(f"{name}/step", 0))
+    preconditioned = f"{name}/diagonal_momentum" in tensors and updates > saved["start_preconditioning_step"]
+    if preconditioned and (problem := late_start(updates, options)):
+        yield f"has {problem}"
 
 
 def expected_shapes(optimizer: torch.optim.Optimizer) -> dict[str, torch.Size]:
@@ -63,7 +82,8 @@ def expected_shapes(optimizer: torch.optim.Optimizer) -> dict[str, torch.Size]:
     for group, names in zip(optimizer.param_groups, keys(optimizer.param_groups), strict=True):
         for name, parameter in zip(names, group["params"], strict=True):
             if isinstance(optimizer, DistributedShampoo):
-                shapes = shampoo_shapes(parameter, ShampooOptions.of_group(group))
+                tensors = expected_tensors(parameter, ShampooOptions.of_group(group))
+                shapes = {kind: tensor.shape for kind, tensor in tensors.items()}
             elif isinstance(optimizer, torch.optim.Adafactor):
                 shapes = _adafactor_shapes(parameter.shape)
             else:
@@ -73,13 +93,16 @@ def expected_shapes(optimizer: torch.optim.Optimizer) -> dict[str, torch.Size]:
 
 
 def load_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Take over a state that fits, on the devices of the parameters; learning rates and weight decay stay."""
+    """Take over a state that fits, on the devices of the parameters; what may change in a run of the settings stays."""
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, kind = key.rpartition("/")
         by_name.setdefault(name, {})[kind] = tensor
     if isinstance(optimizer, DistributedShampoo):
+        own = [{name: group[name] for name in _FROM_CONFIG if name in group} for group in optimizer.param_groups]
         optimizer.load_state_dict({"state": by_name, "param_groups": description["groups"]})
+        for group, settings in zip(optimizer.param_groups, own, strict=True):
+            group.update(settings)
         return
     # torch counts parameters through, and knows which state belongs on their device.
     names = [name for of_group in keys(optimizer.param_groups) for name in of_group]

@@ -84,7 +84,7 @@ class TrainState:
     def _check(self, checkpoint: Checkpoint) -> None:
         wanted = {name: tuple(value.shape) for name, value in self._weights().items()}
         # Of another optimizer, or with other settings, all tensors differ, which says nothing more.
-        problems = misfits(self.optimizer, checkpoint.meta["optimizer"])
+        problems = misfits(self.optimizer, checkpoint.meta["optimizer"], _updates(checkpoint))
         if not problems:
             expected = expected_shapes(self.optimizer)
             wanted |= {f"{_OPTIMIZER}{name}": tuple(shape) for name, shape in expected.items()}
@@ -93,6 +93,13 @@ class TrainState:
         if problems:
             remedy = "train with the options it was made with, or into another folder"
             raise CheckpointError(f"{checkpoint.url} does not fit this run: {'; '.join(problems[:20])}; {remedy}")
+
+
+def _updates(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The counts of updates in it, and beside them what else there is of the optimizer, without its values."""
+    names = [name for name in checkpoint.shapes if name.startswith(_OPTIMIZER)]
+    counts = checkpoint.read(name for name in names if name.endswith("/step"))
+    return {name.removeprefix(_OPTIMIZER): counts.get(name, torch.empty(0)) for name in names}
 
 
 def _differences(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -32,6 +32,19 @@ def preconditioned_shape(shape: Sequence[int], options: ShampooOptions) -> tuple
     return merged_shape(shape, options.merge_small_dims_block_size)
 
 
+def late_start(updates: int, options: ShampooOptions) -> str | None:
+    """What is wrong, if anything, with the start of preconditioning where that started within `updates`.
+
+    The diagonal method's momentum is not kept up behind the start, so there is no way back.
+    """
+    if options.start_preconditioning_step <= updates:
+        return None
+    return (
+        f"start_preconditioning_step={options.start_preconditioning_step}, and after {updates} updates they are "
+        f"preconditioned already, so that it can be {updates} at most"
+    )
+
+
 class Bucket:
     """L parameters of one shape, dtype and device, with their state.
 
@@ -41,6 +54,7 @@ class Bucket:
     Attributes:
         parameters: the L.
         updates: how many updates were made.
+        started: whether one of them was preconditioned.
         stacks: state by name, the parameters along dimension 0.
         matrices: one for each region of the blocks; empty if the parameters are not preconditioned.
     """
@@ -54,6 +68,7 @@ class Bucket:
         self.compile = compile
         self.sharding = sharding
         self.updates = 0
+        self.started = False
         self.merged = preconditioned_shape(first.shape, options)
         self.in_one_pass = compile and self.merged is None
         quantized = options.best_effort_memory_usage_reduction and first.ndim > 1
@@ -105,11 +120,14 @@ class Bucket:
 
     def changed(self, options: ShampooOptions) -> list[str]:
         """What the state was made with and `options` no longer say, each with both values."""
-        return [
+        problems = [
             f"{name}={getattr(options, name)!r}, and its state was made with {getattr(self.options, name)!r}"
             for name in STRUCTURAL
             if getattr(options, name) != getattr(self.options, name)
         ]
+        if self.matrices and self.started and (problem := late_start(self.updates, options)):
+            problems.append(problem)
+        return problems
 
     def parted(self) -> list["Bucket"]:
         """Itself, or two where some parameters have a gradient and some have none: from here on their clocks differ."""
@@ -121,12 +139,12 @@ class Bucket:
         parts = []
         for side in sides:
             part = Bucket([self.parameters[index] for index in side], self.options, self.sharding, self.compile)
-            part.load([self.state_of(index) for index in side])
+            part.load([self.state_of(index) for index in side], self.started)
             parts.append(part)
         return parts
 
-    def load(self, states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Take over the state of the L parameters, each as `state_of` names it."""
+    def load(self, states: Sequence[Mapping[str, Tensor]], started: bool) -> None:
+        """Take over the state of the L parameters, each as `state_of` names it, and whether preconditioning started."""
         for name, stack, blocks in self.tensors():
             values = [state[name] for state in states]
             joined = torch.cat(values) if blocks else torch.stack(values)
@@ -135,6 +153,7 @@ class Bucket:
                 self.sharding.constrain(stack, "blocks")
         self._keep_layout()
         self.updates = int(states[0]["step"])
+        self.started = started
 
     def update(self, options: ShampooOptions, now: Now) -> None:
         """One update of every parameter that has a gradient."""
@@ -151,6 +170,7 @@ class Bucket:
                     step_in_one_pass(part, options, now)
                 else:
                     step(part, options, now, precondition)
+        self.started |= self.updates >= options.start_preconditioning_step
         self.updates += 1
         self.clock.fill_(self.updates)
         self._keep_layout()

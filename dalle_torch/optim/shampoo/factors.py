@@ -48,23 +48,29 @@ def factors(options: ShampooOptions, device: torch.device, compile: bool = False
     weight1 = 1 - options.beta1 if options.moving_average_for_momentum else 1.0
     weight2 = 1 - options.beta2 if options.beta2 != 1 else 1.0
     lr: Factor = options.lr.detach().reshape(()).float() if isinstance(options.lr, Tensor) else float(options.lr)
-    if isinstance(lr, Tensor) and lr.device.type == "cpu":
-        # To read it here waits for nothing, and a rate is the same number in either form.
+    if isinstance(lr, Tensor) and "cpu" in (lr.device.type, device.type):
+        # To read it on a CPU waits for nothing, and a rate is the same number in either form.
         lr = float(lr)
     numbers: list[Factor] = [options.weight_decay, options.beta1, weight1, options.beta2, weight2]
     if compile or device.type == "xla":
-        # One transfer for all.
+        # One transfer for all, which the host need not wait for.
         known = 0.0 if isinstance(lr, Tensor) else lr
-        first, *numbers = torch.tensor([known, *map(float, numbers)], dtype=torch.float32).to(device).unbind()
+        values = torch.tensor([known, *map(float, numbers)], dtype=torch.float32)
+        first, *numbers = values.to(device, non_blocking=True).unbind()
         lr = lr.to(device) if isinstance(lr, Tensor) else first
     return Factors(bool(options.weight_decay) or device.type == "xla", lr, *numbers)
 
 
-def add_scaled_(target: Tensor, value: Tensor, factor: Factor) -> Tensor:
-    """target += value * factor."""
-    if isinstance(factor, Tensor):
-        return target.add_(value * factor)
-    return target.add_(value, alpha=factor)
+def average_(target: Tensor, value: Tensor, old: Factor, new: Factor) -> Tensor:
+    """target = target * old + value * new."""
+    if isinstance(old, Tensor) or isinstance(new, Tensor):
+        return target.mul_(old).add_(value * new)
+    return target.mul_(old).add_(value, alpha=new)
+
+
+def plus_scaled(base: Tensor, value: Tensor, factor: Factor) -> Tensor:
+    """base + value * factor, a new tensor."""
+    return base + value * factor if isinstance(factor, Tensor) else torch.add(base, value, alpha=factor)
 
 
 def add_square_(target: Tensor, value: Tensor, factor: Factor) -> Tensor:

@@ -36,7 +36,7 @@ class RootProblem:
         threshold: a root whose error is not below this failed; of Newton's error, eigenvalues have none.
         padded_size: the matrices count as if filled up to this size with an identity. The largest eigenvalue that the
             ridge is relative to, and where Newton starts and stops, are then those of the filled matrix.
-        static: always the same operations, whatever the values: for devices that compile what they run.
+        static: always the same operations, whatever the values: for devices that the host should not wait for.
     """
 
     p: int
@@ -162,7 +162,7 @@ def _power_iteration(matrices: Tensor, problem: RootProblem) -> Tensor:
     """The largest eigenvalue of each filled matrix, [N], as far as `ROUNDS` rounds find it."""
     size, device = matrices.shape[-1], matrices.device
     start = _start_vector(problem.padded_size)
-    v = torch.from_numpy(start[:size].copy()).to(device).expand(len(matrices), size)
+    v = _on(start[:size], device).expand(len(matrices), size)
     v_fill = torch.full((len(matrices),), float(np.linalg.norm(start[size:])), device=device)
     value = torch.zeros(len(matrices), device=device)
     active = torch.ones(len(matrices), dtype=torch.bool, device=device)
@@ -187,10 +187,15 @@ def _squared_power_iteration(matrices: Tensor) -> Tensor:
         norm = power.square().sum((1, 2), keepdim=True).sqrt()
         power = power / torch.where(norm > 0, norm, 1.0)
         power = power @ power
-    start = torch.from_numpy(_start_vector(matrices.shape[-1]).copy()).to(matrices.device)
+    start = _on(_start_vector(matrices.shape[-1]), matrices.device)
     v = power @ start.view(1, -1, 1)
     square = v.square().sum((1, 2))
     return (v * (matrices @ v)).sum((1, 2)) / torch.where(square > 0, square, 1.0)
+
+
+def _on(values: np.ndarray, device: torch.device) -> Tensor:
+    # Otherwise the host waits until all that was asked of the device before is done.
+    return torch.from_numpy(values.copy()).to(device, non_blocking=True)
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from dalle_torch.optim.shampoo import saving
 from dalle_torch.optim.shampoo.blocking import regions
 from dalle_torch.optim.shampoo.bucket import Bucket, preconditioned_shape
 from dalle_torch.optim.shampoo.factors import Factors, factors
+from dalle_torch.optim.shampoo.group import Group
 from dalle_torch.optim.shampoo.options import GraftType, RootMethod, ShampooOptions
 from dalle_torch.optim.shampoo.preconditioner import RegionMatrices, update_roots
 from dalle_torch.optim.shampoo.sharding import OneDevice, Sharding
@@ -116,8 +117,7 @@ class DistributedShampoo(torch.optim.Optimizer):
         defaults = {
             "lr": lr,
             "block_size": block_size,
-            "beta1": beta1,
-            "beta2": beta2,
+            "betas": (beta1, beta2),
             "diagonal_epsilon": diagonal_epsilon,
             "matrix_epsilon": matrix_epsilon,
             "weight_decay": weight_decay,
@@ -148,7 +148,7 @@ class DistributedShampoo(torch.optim.Optimizer):
             ValueError: as the constructor.
         """
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
+        group = self.param_groups[-1] = Group(self.param_groups[-1])
         if group["start_preconditioning_step"] is None:
             interval = group["preconditioning_compute_steps"]
             # What is no number is told below, with all else that is out of range.
@@ -173,8 +173,9 @@ class DistributedShampoo(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One update of every parameter that has a gradient.
 
-        Nothing here waits for a device, save for the error checks of `torch.linalg.eigh` and of Newton's iteration on
-        CUDA, when roots are due.
+        Nothing here waits for a device, save for what `torch.linalg.eigh` does on CUDA when roots are due and
+        `root_method` is "eigh". Which kind of step it is, is decided by the host, by its count of updates; so a CUDA
+        graph can hold no more than one kind.
 
         Args:
             closure: computes the loss and its gradients; what it returns is returned.
@@ -188,10 +189,10 @@ class DistributedShampoo(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         saving.check_gradients(self.param_groups)
-        for index, group in enumerate(self.param_groups):
-            options = ShampooOptions.of_group(group)
+        of_groups = self.check()
+        for index, (group, options) in enumerate(zip(self.param_groups, of_groups, strict=True)):
             self._place(index, [parameter for parameter in group["params"] if parameter.grad is not None])
-            self._part(index, options)
+            self._part(index)
             due, by_device = [], {}
             for bucket in self._buckets[index]:
                 if bucket.has_gradients:
@@ -204,6 +205,19 @@ class DistributedShampoo(torch.optim.Optimizer):
             if due:
                 self._update_roots(group, options, due)
         return loss
+
+    def check(self) -> list[ShampooOptions]:
+        """The settings of each group, as the next step will take them.
+
+        Raises:
+            ValueError: a setting was changed to something out of range, or to what does not go with the state there is.
+        """
+        of_groups = [ShampooOptions.of_group(group) for group in self.param_groups]
+        for index, (options, buckets) in enumerate(zip(of_groups, self._buckets, strict=True)):
+            if changed := {problem for bucket in buckets for problem in bucket.changed(options)}:
+                problems = "; ".join(sorted(changed))
+                raise ValueError(f"parameter group {index} was changed to {problems}: leave it as it was")
+        return of_groups
 
     @property
     def roots_due(self) -> bool:
@@ -219,16 +233,27 @@ class DistributedShampoo(torch.optim.Optimizer):
 
         Tensors are the state itself, not copies. Those of one storage do not overlap, so safetensors takes them.
         """
-        return saving.named_state(self.param_groups, self._buckets)
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
+        state_dict = saving.named_state(self.param_groups, self._buckets)
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            changed = post_hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        return state_dict
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
-        """Take over a state, on whatever devices the parameters are, and the learning rate that goes with it.
+        """Take over a state, on whatever devices the parameters are, and what may change in a run of the settings.
 
-        Parameters are found by name, so they can be in other groups than before.
+        Parameters are found by name, so they can be in other groups than before. Where only one side has names they
+        are found by position, as torch does.
 
         Raises:
             ValueError: it is of other parameters or settings than these; all are named, with both values.
         """
+        state_dict = dict(state_dict)
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = pre_hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
         states = saving.checked(self.param_groups, state_dict)
         self._buckets = [[] for _ in self.param_groups]
         self.state.clear()
@@ -236,11 +261,14 @@ class DistributedShampoo(torch.optim.Optimizer):
             by_clock = defaultdict(list)
             for parameter in group["params"]:
                 if parameter in of_group:
-                    by_clock[int(of_group[parameter]["step"])].append(parameter)
-            for together in by_clock.values():
+                    saved = of_group[parameter]
+                    by_clock[int(saved.state["step"]), saved.started].append(parameter)
+            for (_, started), together in by_clock.items():
                 for bucket in self._place(index, together):
-                    bucket.load([of_group[parameter] for parameter in bucket.parameters])
+                    bucket.load([of_group[parameter].state for parameter in bucket.parameters], started)
         saving.take_over_settings(self.param_groups, state_dict)
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_buckets", "_sharding", "_compile")
@@ -256,9 +284,10 @@ class DistributedShampoo(torch.optim.Optimizer):
     def _show(self, buckets: Iterable[Bucket]) -> None:
         """Make the state of parameters readable where torch's tools look for it."""
         for bucket in buckets:
-            # On torch_xla a view that is kept is a copy in the device's memory.
-            if bucket.parameters[0].device.type != "xla":
-                self.state.update({p: bucket.state_of(i) for i, p in enumerate(bucket.parameters)})
+            for index, parameter in enumerate(bucket.parameters):
+                # On torch_xla a view that is kept is a copy in the device's memory; the clock is the host's.
+                xla = parameter.device.type == "xla"
+                self.state[parameter] = {"step": bucket.clock[index]} if xla else bucket.state_of(index)
 
     def _place(self, index: int, parameters: list[Tensor]) -> list[Bucket]:
         """Create the state of those parameters of a group that have none."""
@@ -276,11 +305,9 @@ class DistributedShampoo(torch.optim.Optimizer):
         self._buckets[index] += new
         return new
 
-    def _part(self, index: int, options: ShampooOptions) -> None:
+    def _part(self, index: int) -> None:
         """Give parameters that have no gradient now a clock of their own, beside those of their shape that have one."""
         before = self._buckets[index]
-        if changed := {problem for bucket in before for problem in bucket.changed(options)}:
-            raise ValueError(f"parameter group {index} was changed to {'; '.join(sorted(changed))}: leave it as it was")
         after = [part for bucket in before for part in bucket.parted()]
         if len(after) != len(before):
             self._buckets[index] = after

@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from dalle_torch.optim.shampoo.group import BETAS
+
 GraftType = Literal["sgd", "sqrt_n", "rmsprop", "rmsprop_normalized", "adagrad", "adagrad_normalized"]
 RootMethod = Literal["auto", "newton", "eigh"]
 
@@ -101,7 +103,11 @@ class ShampooOptions:
         Raises:
             ValueError: settings are out of range; all are named.
         """
-        return cls(**{field.name: group[field.name] for field in fields(cls)})
+        betas = group["betas"]
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise ValueError(f"Shampoo cannot be used with betas={betas!r}, which must be two numbers")
+        others = {field.name: group[field.name] for field in fields(cls) if field.name not in BETAS}
+        return cls(**dict(zip(BETAS, betas, strict=True)), **others)
 
 
 _BOUNDS = (

@@ -130,19 +130,20 @@ def update_roots(
 
     Matrices of one size are taken together, whichever parameters they are of.
     """
-    static = matrices[0].failures.device.type == "xla"
+    device = matrices[0].failures.device
     problem = RootProblem(
         p=p,
         epsilon=options.matrix_epsilon,
         threshold=options.inverse_failure_threshold,
         padded_size=padded_size,
-        static=static,
+        # To look whether Newton's iteration is done, the host would have to wait for it.
+        static=device.type != "cpu",
     )
     owned = [(owner, dim, owner.stack(dim)) for owner in matrices for dim in range(len(owner.region.sizes))]
     for size in sorted({size for owner in matrices for size in owner.region.sizes}):
         stacks = [stack for owner, dim, stack in owned if owner.region.sizes[dim] == size]
         # Where each stack is spread over the devices, joining them would send them around.
-        for batch in [[stack] for stack in stacks] if static else _batches(stacks):
+        for batch in [[stack] for stack in stacks] if device.type == "xla" else _batches(stacks):
             _update_batch(batch, problem, method)
     for owner, _, stack in owned:
         owner.failures.add_(stack.failed[: owner.used].view(-1, owner.region.blocks).sum(1))

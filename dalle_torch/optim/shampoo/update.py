@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dalle_torch.optim.shampoo.factors import Factor, Factors, add_scaled_
+from dalle_torch.optim.shampoo.factors import Factor, Factors, average_, plus_scaled
 from dalle_torch.optim.shampoo.grafting import TINY, clipped, grafting_update, norms, over
 from dalle_torch.optim.shampoo.options import ShampooOptions
 from dalle_torch.optim.shampoo.quantization import dequantize, quantize
@@ -86,7 +86,7 @@ def step(run: Run, options: ShampooOptions, now: Now, precondition: Callable[[Te
             other = _direction(run, options, factors, "diagonal_momentum", grafting, values)
             direction = other if now.started is False else torch.where(now.started, direction, other)
     if values is not None and options.decoupled_weight_decay:
-        direction = direction + values * (factors.weight_decay * factors.lr)
+        direction = plus_scaled(direction, values, factors.weight_decay * factors.lr)
     _move(run.parameters, direction, factors.lr if options.decoupled_learning_rate else 1.0)
 
 
@@ -105,10 +105,10 @@ def _direction(
 ) -> Tensor:
     """The update with coupled weight decay and momentum, whose state it renews."""
     if values is not None and not options.decoupled_weight_decay:
-        update = update + values * factors.weight_decay
+        update = plus_scaled(update, values, factors.weight_decay)
     kept, scale = run.state[name], run.state.get(f"{name}_scale")
     momentum = kept if scale is None else dequantize(kept, scale)
-    add_scaled_(momentum.mul_(factors.beta1), update, factors.weight1)
+    average_(momentum, update, factors.beta1, factors.weight1)
     if scale is not None:
         for target, value in zip((kept, scale), quantize(momentum), strict=True):
             target.copy_(value)

@@ -69,6 +69,18 @@ def test_a_gradient_that_is_not_finite_counts_as_zero(make, graft, bad) -> None:
         assert all(bool(tensor.isfinite().all()) for tensor in state.values())
 
 
+def test_a_gradient_whose_square_overflows_counts_as_zero(make) -> None:
+    named, optimizer = make()
+    give_gradients(named.values(), 0)
+    # Finite, but no float32 holds the square that the statistics would take in.
+    named["a"].grad[0, 0] = 1e25
+    before = named["a"].detach().clone()
+    optimizer.step()
+    assert torch.equal(named["a"], before)
+    assert int(optimizer.state[named["a"]]["nonfinite_gradients"]) == 1
+    assert all(bool(tensor.isfinite().all()) for tensor in optimizer.state[named["a"]].values())
+
+
 def test_such_gradients_come_through_when_asked(make) -> None:
     named, optimizer = make(skip_nonfinite_gradients=False)
     give_gradients(named.values(), 0)

@@ -140,38 +140,6 @@ def test_frozen_parameters_cost_no_state_until_they_thaw(make) -> None:
     assert not torch.equal(named["odd"], parameters()["odd"])
 
 
-def test_schedulers_drive_the_rate_and_a_rate_may_be_a_tensor(make) -> None:
-    numbers, first = make(lr=0.02)
-    tensors, second = make(lr=torch.tensor(0.02))
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)) for o in (first, second)]
-    for step in range(6):
-        for named in (numbers, tensors):
-            give_gradients(named.values(), step)
-        for optimizer, schedule in zip((first, second), schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-    assert first.param_groups[0]["lr"] == pytest.approx(0.02 / 7)
-    assert isinstance(second.param_groups[0]["lr"], torch.Tensor)
-    # The rate is a float64 number in one and a float32 tensor in the other.
-    torch.testing.assert_close(values(numbers), values(tensors), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("schedule", [
-    lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=10, cycle_momentum=False),
-    lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
-    lambda o: torch.optim.lr_scheduler.SequentialLR(o, [torch.optim.lr_scheduler.LinearLR(o, total_iters=2),
-                                                        torch.optim.lr_scheduler.ConstantLR(o)], [2]),
-])  # fmt: skip
-def test_schedules_of_torch_run(make, schedule) -> None:
-    named, optimizer = make()
-    scheduler = schedule(optimizer)
-    for step in range(6):
-        give_gradients(named.values(), step)
-        optimizer.step()
-        scheduler.step()
-    assert values(named).isfinite().all()
-
-
 def test_scaled_gradients_are_unscaled_and_overflows_skip_the_step(make) -> None:
     plain, first = make()
     scaled, second = make()

@@ -163,3 +163,83 @@ def test_clocks_that_differ_are_kept_apart(make) -> None:
     train(other, resumed, range(5, 8))
     assert int(resumed.state[other["b"]]["step"]) == 6
     assert torch.equal(values(named), values(other))
+
+
+def test_hooks_on_the_state_are_called_as_torch_calls_them(make) -> None:
+    named, optimizer = make()
+    train(named, optimizer, range(2))
+    seen = []
+    optimizer.register_state_dict_pre_hook(lambda o: seen.append(("saving", o)))
+    optimizer.register_state_dict_post_hook(lambda o, state: seen.append(("saved", o)))
+    optimizer.register_state_dict_post_hook(lambda o, state: state | {"note": 1})
+    state = optimizer.state_dict()
+    assert seen == [("saving", optimizer), ("saved", optimizer)] and state["note"] == 1
+
+    _, other = make()
+    other.register_load_state_dict_pre_hook(lambda o, state: seen.append(("loading", state["note"])))
+    other.register_load_state_dict_pre_hook(lambda o, state: {**state["wrapped"]})
+    other.register_load_state_dict_post_hook(lambda o: seen.append(("loaded", o.param_groups[0]["lr"])))
+    optimizer.param_groups[0]["lr"] = 0.125
+    wrapped = {"wrapped": {**optimizer.state_dict()}, "note": 2}
+    seen.clear()
+    other.load_state_dict(wrapped)
+    assert seen == [("loading", 2), ("loaded", 0.125)]
+    assert set(wrapped) == {"wrapped", "note"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "words"),
+    [
+        ("momentum", torch.int8, "a/momentum: torch.int8 in it, torch.float32 here"),
+        ("statistics.0.0", torch.float64, "a/statistics.0.0: torch.float64 in it, torch.float32 here"),
+        ("momentum", torch.complex64, "a/momentum: torch.complex64 in it, torch.float32 here"),
+        ("step", torch.float32, "a/step: torch.float32 in it, torch.int64 here"),
+    ],
+)
+def test_values_of_another_kind_are_refused(make, kind, dtype, words) -> None:
+    named, optimizer = make()
+    train(named, optimizer, range(2))
+    state = copy.deepcopy(optimizer.state_dict())
+    state["state"]["a"][kind] = state["state"]["a"][kind].to(dtype)
+    _, other = make()
+    with pytest.raises(ValueError, match="does not fit this optimizer") as caught:
+        other.load_state_dict(state)
+    assert words in str(caught.value)
+    assert not other.state
+
+
+def test_momenta_in_8_bits_do_not_take_others(make) -> None:
+    named, optimizer = make(best_effort_memory_usage_reduction=True)
+    train(named, optimizer, range(2))
+    state = copy.deepcopy(optimizer.state_dict())
+    state["state"]["a"]["momentum"] = state["state"]["a"]["momentum"].float()
+    _, other = make(best_effort_memory_usage_reduction=True)
+    with pytest.raises(ValueError, match=r"a/momentum: torch.float32 in it, torch.int8 here"):
+        other.load_state_dict(state)
+
+
+def test_narrower_values_are_converted_exactly(make) -> None:
+    named, optimizer = make()
+    train(named, optimizer, range(2))
+    state = copy.deepcopy(optimizer.state_dict())
+    of_a = state["state"]["a"]
+    of_a |= {"momentum": of_a["momentum"].bfloat16(), "step": of_a["step"].int()}
+    others, other = make()
+    other.load_state_dict(state)
+    found = other.state[others["a"]]
+    assert found["momentum"].dtype == torch.float32 and torch.equal(found["momentum"], of_a["momentum"].float())
+    assert found["step"].dtype == torch.int64 and int(found["step"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"state": {}}, "no param_groups, but state: give what state_dict"),
+        ({}, "no state and no param_groups, but nothing"),
+        ({"state": {}, "param_groups": [{"lr": 1.0}]}, "does not say which params"),
+    ],
+)
+def test_what_is_no_state_is_refused(make, state, words) -> None:
+    _, optimizer = make()
+    with pytest.raises(ValueError, match=words):
+        optimizer.load_state_dict(state)
