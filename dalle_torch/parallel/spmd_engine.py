@@ -129,7 +129,8 @@ class SpmdEngine:
         return [spmd.mark(value, self.xla_mesh, by_rows) for value in whole]
 
     def scalar(self, value: float) -> float | Tensor:
-        return torch.tensor(value, dtype=torch.float32).to(self.device)
+        # Of a tensor [] torch_xla makes a constant of the program where the value is 0 or 1.
+        return torch.tensor([value], dtype=torch.float32).to(self.device)[0]
 
     def autocast(self, precision: Precision) -> AbstractContextManager[None]:
         if precision == "float32":
