@@ -49,6 +49,8 @@ def _choose_backend(config: "RunConfig") -> None:
     import os
 
     os.environ["USE_TORCH_XLA"] = "1" if config.runtime.backend == "xla" else "0"
+    # XLA warns at every compilation of what it will do otherwise one day.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from dalle_torch.cli._startup import import_models
 
     import_models()

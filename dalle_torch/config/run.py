@@ -58,7 +58,8 @@ class RuntimeConfig:
     """What a run computes on."""
 
     backend: Literal["accelerate", "xla"] = "accelerate"
-    """accelerate: CPU and GPUs, one process a device; xla: TPUs, one process a host and a mesh over all of them."""
+    """accelerate: CPU and GPUs, one process a device; xla: TPUs, one process a host and a mesh over all of them. The
+    section `mesh` is for xla alone, and `device` and `parallel` for accelerate, so that one key switches."""
     device: str = "auto"
     """Of accelerate: auto, cpu, cuda or mps."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -160,11 +161,6 @@ class RunConfig:
             problems.append("optimizer.schedule=plateau goes by an evaluation's loss: set data.evaluation")
         if self.samples.every is not None and self.model.vqgan is None:
             problems.append(f"samples.every={self.samples.every} needs the VQGAN to draw with: set model.vqgan")
-        if self.runtime.backend == "accelerate" and (self.mesh.mp > 1 or self.mesh.dp is not None):
-            problems.append(
-                f"mesh.mp={self.mesh.mp} and mesh.dp={self.mesh.dp} are for runtime.backend=xla; accelerate takes a "
-                f"process for each device, and splits models by runtime.parallel=fsdp"
-            )
         if self.runtime.parallel == "fsdp" and self.optimizer.name == "shampoo":
             problems.append(
                 "optimizer.name=shampoo needs whole parameters, which runtime.parallel=fsdp has not: take ddp, or adamw"

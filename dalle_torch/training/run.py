@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 
 from dalle_torch.checkpoint.sharded import Checkpoint, CheckpointFolder
-from dalle_torch.config import RunConfig
+from dalle_torch.config import MeshConfig, RunConfig
 from dalle_torch.config_io import dump_config, load_config, save_config
 from dalle_torch.log import get_logger, set_rank
 from dalle_torch.models.vqgan import VQGAN
@@ -67,6 +67,8 @@ def checkpoint_folder(config: RunConfig, engine: Engine, folder: RunFolder) -> C
 
 
 def _train_in(config: RunConfig, engine: Engine, folder: RunFolder, scorer: Scorer | None) -> str:
+    if engine.name != "xla" and config.mesh != MeshConfig():
+        logger.info("the section mesh is for runtime.backend=xla, and not looked at here")
     checkpoints = checkpoint_folder(config, engine, folder)
     found = checkpoints.newest()
     step = 0 if found is None else found.step

@@ -27,16 +27,16 @@ SECTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def train(folder: Path, source: Path, backend: str, *words: str, **sections: dict[str, Any]) -> str:
+def train(
+    folder: Path, source: Path, backend: str, *words: str, fails: bool = False, **sections: dict[str, Any]
+) -> str:
     """In a process of its own; returns what it said."""
     wanted = SECTIONS | sections | {"runtime": {"backend": backend, "device": "cpu"}}
-    if backend != "xla":
-        del wanted["mesh"]
     config = write_run(folder.with_suffix(f".{backend}.yaml"), source, **wanted)
     command = [sys.executable, "-m", "dalle_torch.cli.main", "train", "--config", str(config), "--output", str(folder)]
     environment = os.environ | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8", "XLA_FLAGS": FLAGS}
     done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert (done.returncode == 1) == fails, done.stderr[-3000:]
     return done.stderr
 
 
@@ -82,3 +82,19 @@ def test_pictures_and_histograms_on_a_mesh(tmp_path: Path) -> None:
     train(tmp_path / "run", source, "xla", model=model, samples=samples, training=training)
     assert [path.name for path in (tmp_path / "run" / "samples").glob("*.png")] == ["step-00000002.png"]
     assert set(values(tmp_path / "run", "norm/gradients")) == {2}
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ({"dp": 4, "mp": 3}, "mesh.mp=3 does not divide the 8 devices of a host"),
+        ({"dp": 3, "mp": 2}, "mesh.dp=3 x mesh.mp=2 = 6, but there are 8 devices"),
+        ({"dp": 8, "mp": 1}, "training.batch_size=12 is no multiple, from 8 up, of dp=8"),
+    ],
+)
+def test_what_does_not_fit_the_devices_is_one_line(tmp_path: Path, mesh: dict[str, int], message: str) -> None:
+    training = SECTIONS["training"] | {"batch_size": 12}
+    said = train(tmp_path / "run", write_source(tmp_path), "xla", fails=True, mesh=mesh, training=training)
+    (line,) = [line for line in said.splitlines() if line.startswith("dalle-torch: error: ")]
+    assert message in line
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
