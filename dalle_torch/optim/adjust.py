@@ -10,8 +10,7 @@ import torch
 
 from dalle_torch.config import OptimizerConfig, ShampooConfig
 from dalle_torch.optim.build import MIXED, beta1_of, beta2_of
-
-_COUNTERS = ("root_failures", "nonfinite_gradients")
+from dalle_torch.optim.shampoo.optimizer import DistributedShampoo
 
 
 def adjust(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> bool:
@@ -47,11 +46,7 @@ def _moments(config: OptimizerConfig) -> dict[str, Any]:
 
 
 def counters(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """How often roots failed and gradients were not finite, over all parameters; empty for other optimizers than
-    Shampoo. Waits for the device."""
-    found: dict[str, float] = {}
-    for state in optimizer.state_dict()["state"].values():
-        for name in _COUNTERS:
-            if name in state:
-                found[name] = found.get(name, 0.0) + float(state[name])
-    return found
+    """What Shampoo counts (`DistributedShampoo.counts`); empty for others. Waits for the device."""
+    if not isinstance(optimizer, DistributedShampoo):
+        return {}
+    return {name: float(count) for name, count in optimizer.counts().items()}

@@ -65,7 +65,7 @@ class TrainStep:
             batches: this process' rows of each, in the host's memory; more than one accumulates gradients.
             lr: learning rate of all groups.
             max_grad_norm: gradients whose norm is larger are scaled down to it; None: never.
-            observe: is shown the model with its gradients after that.
+            observe: is shown the model with its gradients, before that.
 
         Returns:
             "loss" and "grad_norm" (before clipping) of all processes' rows, each a detached tensor []. To read one
@@ -80,9 +80,9 @@ class TrainStep:
                 loss.backward()
             losses.append(loss.detach())
         engine.gradients_done(self.model)
-        norm = engine.clip(self.model.parameters(), math.inf if max_grad_norm is None else max_grad_norm)
         if observe is not None:
             observe(self.model)
+        norm = engine.clip(self.model.parameters(), math.inf if max_grad_norm is None else max_grad_norm)
         rate = engine.scalar(lr)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

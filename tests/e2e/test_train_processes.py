@@ -14,6 +14,9 @@ import torch
 
 from dalle_torch.checkpoint.sharded import CheckpointFolder
 from dalle_torch.cli.main import main
+from dalle_torch.config import RunConfig
+from dalle_torch.config_io import load_config
+from dalle_torch.training.control import Mailbox, parse_request
 from tests.tiny_run import OPTIMIZERS, write_run, write_source
 
 # Neither order nor masks of dropout depend on the number of processes then.
@@ -102,3 +105,19 @@ def test_one_process_that_is_told_to_stop_stops_both(source: Path, tmp_path: Pat
     assert "the same command goes on from there" in said, said
     newest = CheckpointFolder(str(tmp_path / "run" / "checkpoints")).newest()
     assert newest is not None and newest.step >= 3 and len(newest.host_metas) == 2
+
+
+def test_both_processes_take_up_what_one_was_asked(source: Path, tmp_path: Path) -> None:
+    sections = SECTIONS | {"optimizer": OPTIMIZERS["adamw"] | {"schedule": "constant"}}
+    config = write_run(tmp_path / "run.yaml", source, **sections)
+    request = parse_request(["learning_rate=1e-3", "beta1=0.5", "weight_decay=1"], load_config(RunConfig, config))
+    for name in ("one", "two"):
+        Mailbox([str(tmp_path / name / "control")]).send(request)
+    in_one(config, tmp_path / "one")
+    in_two(config, tmp_path / "two")
+    assert losses(tmp_path / "two", "lr")[2:] == [1e-3] * 4
+    one, two = final(tmp_path / "one"), final(tmp_path / "two")
+    moved = torch.cat([(one[name] - _first(source, name)).flatten() for name in one]).norm()
+    apart = torch.cat([(one[name] - two[name]).flatten() for name in one]).norm()
+    # Sums in another order.
+    assert apart <= 1e-3 * moved

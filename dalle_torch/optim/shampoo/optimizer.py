@@ -228,6 +228,15 @@ class DistributedShampoo(torch.optim.Optimizer):
             for bucket in buckets
         )
 
+    def counts(self) -> dict[str, int]:
+        """How often roots failed and gradients were not finite, over all parameters; waits for the device."""
+        buckets = [bucket for of_group in self._buckets for bucket in of_group]
+        names = ("root_failures", "nonfinite_gradients")
+        if not buckets:
+            return dict.fromkeys(names, 0)
+        sums = [torch.stack([bucket.stacks[name].sum() for bucket in buckets]).sum() for name in names]
+        return dict(zip(names, torch.stack(sums).tolist(), strict=True))
+
     def state_dict(self) -> dict[str, Any]:
         """State by parameter name, or by position for parameters that came without, and the settings of the groups.
 
