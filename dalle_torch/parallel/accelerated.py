@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dalle_torch.config import RuntimeConfig
 from dalle_torch.parallel.checkpointing import checkpoint_layers
-from dalle_torch.parallel.engine import Precision
+from dalle_torch.parallel.engine import Precision, gather_objects
 from dalle_torch.parallel.mesh import MeshPlan
 from dalle_torch.parallel.rules import Rule
 from dalle_torch.parallel.runtime import pick_device
@@ -111,11 +111,7 @@ class AcceleratedEngine:
             getattr(torch, self.device.type).synchronize()
 
     def gather(self, value: Any) -> list[Any]:
-        if self.host_count == 1:
-            return [value]
-        found: list[Any] = [None] * self.host_count
-        dist.all_gather_object(found, value)
-        return found
+        return gather_objects(value, self.host_count)
 
     def barrier(self) -> None:
         if self.host_count > 1:

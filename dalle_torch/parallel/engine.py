@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from dalle_torch.config import MeshConfig, RuntimeConfig, TrainingConfig
@@ -143,6 +144,15 @@ def start_engine(runtime: RuntimeConfig, mesh: MeshConfig) -> Engine:
     from dalle_torch.parallel.accelerated import AcceleratedEngine
 
     return AcceleratedEngine(runtime)
+
+
+def gather_objects(value: Any, host_count: int) -> list[Any]:
+    """What every process passed; over torch.distributed where there are several."""
+    if host_count == 1:
+        return [value]
+    found: list[Any] = [None] * host_count
+    dist.all_gather_object(found, value)
+    return found
 
 
 def plan_batches(engine: Engine, training: TrainingConfig) -> BatchPlan:

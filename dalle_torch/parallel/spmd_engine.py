@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dalle_torch.config import MeshConfig, RuntimeConfig
 from dalle_torch.parallel import spmd
 from dalle_torch.parallel.checkpointing import checkpoint_layers
-from dalle_torch.parallel.engine import Precision
+from dalle_torch.parallel.engine import Precision, gather_objects
 from dalle_torch.parallel.mesh import MeshPlan
 from dalle_torch.parallel.rules import Rule, Spec, lay_out
 from dalle_torch.parallel.runtime import pick_device
@@ -169,11 +169,7 @@ class SpmdEngine:
         xm.wait_device_ops()
 
     def gather(self, value: Any) -> list[Any]:
-        if self.host_count == 1:
-            return [value]
-        found: list[Any] = [None] * self.host_count
-        dist.all_gather_object(found, value)
-        return found
+        return gather_objects(value, self.host_count)
 
     def barrier(self) -> None:
         if self.host_count > 1:
