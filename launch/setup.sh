@@ -75,8 +75,7 @@ fi
 export PATH="$HOME/.local/bin:$PATH"
 command -v uv >/dev/null || python3 -m pip install --user --quiet uv
 [ -x .venv/bin/python ] || uv venv --quiet --python "$SETUP_PYTHON" .venv
-uv pip install --quiet --python .venv/bin/python --torch-backend cpu --editable ".[xla,train]" "torch_xla[tpu]" \
-  --find-links https://storage.googleapis.com/libtpu-releases/index.html $SETUP_PACKAGES
+uv pip install --quiet --python .venv/bin/python --torch-backend cpu --editable ".[xla,train]" "torch_xla[tpu]" $SETUP_PACKAGES
 .venv/bin/dalle-torch --version
 '
 run python3 "$here/xla_dist.py" --tpu "$tpu" "${where[@]}" ${way[@]+"${way[@]}"} --workdir '~' --grace 10 \
