@@ -1,8 +1,7 @@
 """The dense layer of the model: `nn.Linear`, whose large float32 products on an x86 CPU are oneDNN's.
 
-torch sends such products to MKL, which leaves half of an AMD core unused; oneDNN, which torch has for convolutions and
-half precision, does not. Most of a training step is these products. Owns: the product, its gradients, when it pays.
-Does not own: weights rearranged for drawing (`packing`).
+Most of a training step is these products. Owns: their gradients, when they pay in a layer. Does not own: the product
+(`products`), weights rearranged for drawing (`packing`).
 """
 
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dalle_torch.products import available, product
 
 _LEAST_ROWS = 64
 """Below it oneDNN gains nothing on small matrices, since it rearranges the weight in every call."""
@@ -22,8 +23,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, b: Tensor) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-        return product
+        return product(a, b)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -55,9 +55,9 @@ class Linear(nn.Linear):
         """[..., in_features] -> [..., out_features]."""
         if not _pays(x, self.weight):
             return F.linear(x, self.weight, self.bias)
-        product: Tensor = _Product.apply(x.flatten(0, -2).contiguous(), self.weight)
-        product = product.view(*x.shape[:-1], self.out_features)
-        return product if self.bias is None else product + self.bias
+        result: Tensor = _Product.apply(x.flatten(0, -2).contiguous(), self.weight)
+        result = result.view(*x.shape[:-1], self.out_features)
+        return result if self.bias is None else result + self.bias
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
@@ -72,11 +72,5 @@ def _pays(x: Tensor, weight: Tensor) -> bool:
         and type(weight) in (nn.Parameter, Tensor)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_exporting()
-        and _onednn_on_x86()
+        and available()
     )
-
-
-def _onednn_on_x86() -> bool:
-    # Elsewhere oneDNN may be slower than what torch is built with.
-    capable = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    return capable and torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()

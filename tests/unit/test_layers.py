@@ -15,7 +15,7 @@ import dalle_torch
 PACKAGE = Path(dalle_torch.__file__).parent
 
 LEVELS = {
-    0: {"config", "config_io", "storage", "log"},
+    0: {"config", "config_io", "storage", "log", "products"},
     1: {"text", "models", "optim", "parallel", "tracking"},
     2: {"data", "checkpoint", "evaluation", "pipeline"},
     3: {"training"},

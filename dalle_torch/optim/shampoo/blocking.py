@@ -6,7 +6,7 @@ Owns: shapes and views. Does not own: what is computed with blocks (`preconditio
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -56,6 +56,14 @@ class Region:
         grid = self._grid(stack)
         order = (0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2))
         return grid.permute(order).reshape(-1, *self.sizes)
+
+    def views(self, stack: Tensor) -> Iterator[Tensor]:
+        """The blocks [*sizes] of [L, *shape] where they lie, in the order of `cut`."""
+        rank = len(self.sizes)
+        blocks = [self._grid(stack).permute(0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2))]
+        for _ in range(1 + rank):
+            blocks = [block for part in blocks for block in part.unbind()]
+        yield from blocks
 
     def paste(self, blocks: Tensor, stack: Tensor) -> None:
         """Write [L * blocks, *sizes] back to where `cut` takes them from."""

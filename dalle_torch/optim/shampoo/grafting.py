@@ -58,8 +58,16 @@ def grafting_update(
         diagonal.addcmul_(gradient, gradient)
     else:
         add_square_(diagonal.mul_(factors.beta2), gradient, factors.weight2)
-    divisor = diagonal.sqrt().add_(options.diagonal_epsilon)
+    divisor = _root(diagonal).add_(options.diagonal_epsilon)
     return gradient.div_(divisor) if normalized else gradient / divisor
+
+
+def _root(values: Tensor) -> Tensor:
+    """Square roots, in a new tensor."""
+    if values.device.type == "cpu" and not torch.compiler.is_compiling():
+        # torch's own on a CPU takes five times as long for zeros, which the moments of unused embeddings are.
+        return values.rsqrt().reciprocal_()
+    return values.sqrt()
 
 
 def clipped(options: ShampooOptions, update: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dalle_torch import products
+
 Method = Literal["newton", "eigh"]
 
 LEAST_EIGENVALUE = 1e-6
@@ -52,11 +54,18 @@ def inverse_roots(matrices: Tensor, problem: RootProblem, method: Method) -> tup
     A matrix with a NaN or an infinity fails; it does no harm to the others.
     """
     finite = _finite(matrices)
-    eye = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
-    safe = torch.where(finite.view(-1, 1, 1), matrices, eye)
+    safe = _or_eye(matrices, finite, problem)
     roots, failed = (_by_eigenvalues if method == "eigh" else _by_newton)(safe, problem)
     failed = failed | ~finite | ~_finite(roots)
-    return torch.where(failed.view(-1, 1, 1), eye, roots), failed
+    return _or_eye(roots, ~failed, problem), failed
+
+
+def _or_eye(matrices: Tensor, fine: Tensor, problem: RootProblem) -> Tensor:
+    """The matrices, an identity in place of each that is not fine."""
+    if not problem.static and bool(fine.all()):
+        return matrices
+    eye = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    return torch.where(fine.view(-1, 1, 1), matrices, eye)
 
 
 def _finite(matrices: Tensor) -> Tensor:
@@ -69,23 +78,37 @@ def _by_eigenvalues(matrices: Tensor, problem: RootProblem) -> tuple[Tensor, Ten
         values, vectors, failed = _eigh(matrices.double())
     else:
         _, vectors, failed = _eigh(matrices)
+        # LAPACK leaves them by columns, which no operation below likes.
+        vectors = vectors.contiguous()
         # What LAPACK finds is wrong by some roundings of the largest eigenvalue, which is a good part of the ridge; the
         # eigenvectors' own quotients are right to a fifth of that, for a fifth of the time that float64 takes on top.
-        values = ((matrices @ vectors) * vectors).sum(1)
+        values = (_product(matrices, vectors.mT) * vectors).sum(1)
     # Rounding makes the smallest eigenvalues of what is never negative a little negative.
     values = values.clamp_min(0)
     largest = values[:, -1:]
     if _is_filled(matrices, problem):
         largest = largest.clamp_min(1.0)
     powers = (values + problem.epsilon * largest.clamp_min(LEAST_EIGENVALUE)) ** (-1 / problem.p)
-    return ((vectors * powers.unsqueeze(1)) @ vectors.mT).to(matrices.dtype), failed
+    return _product(vectors * powers.unsqueeze(1), vectors).to(matrices.dtype), failed
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a [N, d, d] times the transpose of each b [N, d, d]."""
+    if not products.pays(a, a.shape[-1] ** 3):
+        return a @ b.mT
+    result = torch.empty_like(a)
+    for target, left, right in zip(result, a, b, strict=True):
+        target.copy_(products.product(left, right))
+    return result
 
 
 def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Ascending eigenvalues [N, d], eigenvectors in columns, and for which matrices LAPACK found none."""
     failed = torch.zeros(len(matrices), dtype=torch.bool, device=matrices.device)
     try:
-        values, vectors = torch.linalg.eigh(matrices)
+        # The same triangle of the same matrix; LAPACK reads by columns, so nothing has to be transposed for it.
+        transposed = matrices.device.type == "cpu"
+        values, vectors = torch.linalg.eigh(matrices.mT, "U") if transposed else torch.linalg.eigh(matrices)
     except torch.linalg.LinAlgError:
         if len(matrices) == 1:
             eye = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)

@@ -6,19 +6,21 @@ Owns: what happens with blocks. Does not own: where blocks are (`blocking`), how
 Source: Anil et al., arXiv 2002.09018, algorithm 1.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dalle_torch import products
 from dalle_torch.optim.shampoo.blocking import Region
-from dalle_torch.optim.shampoo.factors import Factors, average_product_
+from dalle_torch.optim.shampoo.factors import Factors, average_, average_product_
 from dalle_torch.optim.shampoo.matrix_roots import Method, RootProblem, inverse_roots
 from dalle_torch.optim.shampoo.options import ShampooOptions
-from dalle_torch.optim.shampoo.sharding import Sharding
+from dalle_torch.optim.shampoo.sharding import OneDevice, Sharding
 
-_ROOT_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
+_ROOT_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 27}
 """Elements of the matrices whose roots are taken in one go: on a CPU they stay in cache, on a GPU in its memory."""
 
 
@@ -90,11 +92,37 @@ class RegionMatrices:
 
         With factors the statistics take the gradient in as well; the preconditioners are older than that.
         """
+        if self._matrix_by_matrix(gradient):
+            self._precondition_matrices(gradient, result, start, factors)
+            return
         rows = self.rows(start, stop)
         blocks = self.cut(gradient, rows)
         if factors is not None:
             self.accumulate(blocks, rows, factors)
         self.region.paste(self.apply(blocks, rows), result)
+
+    def _matrix_by_matrix(self, gradient: Tensor) -> bool:
+        sizes = self.region.sizes
+        one_device = isinstance(self.sharding, OneDevice)
+        return one_device and len(sizes) == 2 and products.pays(gradient, math.prod(sizes) * min(sizes))
+
+    def _precondition_matrices(self, gradient: Tensor, result: Tensor, start: int, factors: Factors | None) -> None:
+        """`precondition` of blocks that are matrices, each taken through all its products while it is in cache.
+
+        Preconditioners are symmetric but for rounding, so that the left one need not be transposed.
+        """
+        product, count = products.product, len(gradient) * self.region.blocks
+        rows = slice(start * self.region.blocks, start * self.region.blocks + count)
+        left, right = (stack[rows].unbind() for stack in self.preconditioners)
+        left_moments, right_moments = (stack[rows].unbind() for stack in self.statistics)
+        views = zip(self.region.views(gradient), self.region.views(result), strict=True)
+        for index, (block, target) in enumerate(views):
+            block = block.contiguous()
+            if factors is not None:
+                transposed = block.T.contiguous()
+                for moments, unfolded in ((left_moments[index], block), (right_moments[index], transposed)):
+                    average_(moments, product(unfolded, unfolded), factors.beta2, factors.weight2)
+            target.copy_(product(product(left[index], block.T), right[index].T))
 
 
 def _at(stack: Tensor, rows: slice | None) -> Tensor:
@@ -136,7 +164,7 @@ def update_roots(
         epsilon=options.matrix_epsilon,
         threshold=options.inverse_failure_threshold,
         padded_size=padded_size,
-        # To look whether Newton's iteration is done, the host would have to wait for it.
+        # To look at a value, as whether Newton's iteration is done, the host would have to wait for it.
         static=device.type != "cpu",
     )
     owned = [(owner, dim, owner.stack(dim)) for owner in matrices for dim in range(len(owner.region.sizes))]
@@ -174,7 +202,9 @@ def _update_batch(batch: Sequence[_Stack], problem: RootProblem, method: Method)
     together = torch.cat([stack.statistics for stack in batch]) if len(batch) > 1 else batch[0].statistics * 1.0
     roots, failed = inverse_roots(sharding.constrain(together, "roots"), problem, method)
     lengths = [len(stack.statistics) for stack in batch]
+    all_fine = not problem.static and not bool(failed.any())
     for stack, new, bad in zip(batch, roots.split(lengths), failed.split(lengths), strict=True):
-        stack.preconditioners.copy_(torch.where(bad.view(-1, 1, 1), stack.preconditioners, new))
+        kept = new if all_fine else torch.where(bad.view(-1, 1, 1), stack.preconditioners, new)
+        stack.preconditioners.copy_(kept)
         sharding.constrain(stack.preconditioners, "blocks")
         stack.failed.copy_(bad)

@@ -10,9 +10,10 @@ from torch import nn
 
 from dalle_torch.models import linear as module
 from dalle_torch.models.linear import Linear
+from dalle_torch.products import available
 from tests.unit.models.conftest import small_model
 
-on_x86 = pytest.mark.skipif(not module._onednn_on_x86(), reason="torch has no oneDNN product for this processor")
+on_x86 = pytest.mark.skipif(not available(), reason="torch has no oneDNN product for this processor")
 SUMS = {"atol": 3e-4, "rtol": 1e-4}
 """Another order of float32 sums of some thousand numbers near 1 at most."""
 
