@@ -5,8 +5,9 @@
     python benchmarks/shampoo.py --method newton --block-size 512
 
 Time: a DalleBart of d_model 512 with 3 + 3 layers, 47.4 million parameters, batch 8 of 64 + 256 tokens, blocks of 256,
-roots every 10 steps. The floor is the time in which this machine's matrix product makes the operations of a step's
-products. Memory: the state that the optimizer allocates, on torch's meta device, beside the formula of docs/shampoo.md.
+roots every 10 steps. The floor is the time in which torch's matrix product makes the operations of a step's products,
+and, for comparison, the time of oneDNN's, by which they are made on x86. Memory: the state that the optimizer allocates,
+on torch's meta device, beside the formula of docs/shampoo.md.
 """
 
 import argparse
@@ -62,12 +63,12 @@ def seconds(run: Callable[[], object], repeat: int) -> float:
     return statistics.median(taken)
 
 
-def product_rate(side: int = 2048) -> float:
+def product_rate(product: Callable[[Any, Any], Any], side: int = 2048) -> float:
     """Operations a second in a large float32 matrix product, the best of a few."""
     import torch
 
     a, b = torch.randn(side, side), torch.randn(side, side)
-    return 2 * side**3 / min(seconds(lambda: a @ b, 1) for _ in range(5))
+    return 2 * side**3 / min(seconds(lambda: product(a, b), 1) for _ in range(5))
 
 
 def product_operations(optimizer: Any) -> int:
@@ -92,6 +93,7 @@ def time_table(options: argparse.Namespace) -> list[str]:
     """Print the times; returns what is over its bound."""
     import torch
 
+    from dalle_torch import products
     from dalle_torch.models.dalle_bart import DalleBart
     from dalle_torch.optim import DistributedShampoo
 
@@ -120,7 +122,9 @@ def time_table(options: argparse.Namespace) -> list[str]:
     )  # fmt: skip
     first = seconds(shampoo.step, 1)
     operations = product_operations(shampoo)
-    floor = operations / product_rate()
+    floor = operations / product_rate(torch.matmul)
+    # What the optimizer's own products are made of here.
+    onednn = operations / product_rate(products.product) if products.available() else floor
     plain, rooted = [], []
     for _ in range(options.repeat * ROOTS_EVERY):
         kind = rooted if shampoo.roots_due else plain
@@ -128,7 +132,8 @@ def time_table(options: argparse.Namespace) -> list[str]:
     step, with_roots = statistics.median(plain), statistics.median(rooted)
     amortised = (step * (ROOTS_EVERY - 1) + with_roots) / ROOTS_EVERY
     rows = [("loss and gradients", training), ("AdamW fused", fused), ("Shampoo, without roots", step),
-            ("  floor of its products", floor), ("Shampoo, with roots", with_roots), ("Shampoo, amortised", amortised),
+            ("  floor of its products, torch's rate", floor), ("  the same, oneDNN's rate", onednn),
+            ("Shampoo, with roots", with_roots), ("Shampoo, amortised", amortised),
             ("Shampoo, first step", first), ("skipped parameters, AdamW fused", of_skipped[0]),
             ("skipped parameters, Shampoo", of_skipped[1]),
             ("skipped parameters, Shampoo, compiled", of_skipped[2])]  # fmt: skip
@@ -136,7 +141,8 @@ def time_table(options: argparse.Namespace) -> list[str]:
         print(f"  {name:38}{taken:8.3f} s{taken / training:8.1%} of loss and gradients")
     share = amortised / (training + amortised)
     print(f"  amortised: {amortised / training:.1%} of loss and gradients, {share:.1%} of a whole training step; "
-          f"without roots: {step / floor:.2f} x floor ({operations / 1e9:.1f} GFLOP)")  # fmt: skip
+          f"without roots: {step / floor:.2f} x the floor by torch's product, {step / onednn:.2f} x that by oneDNN's "
+          f"({operations / 1e9:.1f} GFLOP)")  # fmt: skip
     failures = sum(int(state["root_failures"]) for state in shampoo.state_dict()["state"].values())
     print(f"  roots that failed: {failures}")
     problems = [f"amortised {share:.1%} of a training step"] if share > SHARE else []
