@@ -6,8 +6,8 @@
 
 Time: a DalleBart of d_model 512 with 3 + 3 layers, 47.4 million parameters, batch 8 of 64 + 256 tokens, blocks of 256,
 roots every 10 steps. The floor is the time in which torch's matrix product makes the operations of a step's products,
-and, for comparison, the time of oneDNN's, by which they are made on x86. Memory: the state that the optimizer allocates,
-on torch's meta device, beside the formula of docs/shampoo.md.
+and, for comparison, the time of oneDNN's, by which they are made on x86. Memory: the state that the optimizer
+allocates, on torch's meta device, beside the formula of docs/shampoo.md.
 """
 
 import argparse
