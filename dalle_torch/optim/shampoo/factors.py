@@ -65,9 +65,6 @@ def average_(target: Tensor, value: Tensor, old: Factor, new: Factor) -> Tensor:
     """target = target * old + value * new."""
     if isinstance(old, Tensor) or isinstance(new, Tensor):
         return target.mul_(old).add_(value * new)
-    if target.device.type == "cpu" and old + new == 1:
-        # In one pass over the memory.
-        return target.lerp_(value, new)
     return target.mul_(old).add_(value, alpha=new)
 
 
