@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from dalle_torch.config.checks import below, refuse
+from dalle_torch.config.checks import below, not_finite, refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,4 +49,4 @@ class DataConfig:
             problems.append(
                 f"filter_column={self.filter_column} and filter_value={self.filter_value} need each other: set both"
             )
-        refuse("data", problems)
+        refuse("data", not_finite(self) + problems)
