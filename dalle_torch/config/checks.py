@@ -30,3 +30,12 @@ def not_above(config: object, bound: float, *names: str) -> list[str]:
     """None is no value, and fine."""
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     return [f"{name}={value} must be above {bound:g}" for name, value in given.items() if value <= bound]
+
+
+def seeds(config: object, *names: str) -> list[str]:
+    """What torch takes."""
+    return [
+        f"{name}={getattr(config, name)} must lie in [0, 2^63)"
+        for name in names
+        if not 0 <= getattr(config, name) < 2**63
+    ]

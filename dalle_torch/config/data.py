@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from dalle_torch.config.checks import below, not_finite, refuse
+from dalle_torch.config.checks import below, not_finite, refuse, seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,10 @@ class DataConfig:
             f"{name}={getattr(self, name)} must lie in [0, 1]"
             for name in ("blank_caption_prob", "max_bad_fraction")
             if not 0 <= getattr(self, name) <= 1
+        ]
+        problems += seeds(self, "seed")
+        problems += [
+            f"evaluation.{name} is empty: name its shards" for name, urls in self.evaluation.items() if not urls
         ]
         low, high = self.min_clip_score, self.max_clip_score
         if low is not None and high is not None and low > high:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dalle_torch.config.checks import below, not_finite, refuse
+from dalle_torch.config.checks import below, not_finite, refuse, seeds
 from dalle_torch.config.data import DataConfig
 from dalle_torch.config.optimizer import OptimizerConfig
 from dalle_torch.config.training import MeshConfig, TrainingConfig
@@ -126,7 +126,7 @@ class SamplesConfig:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        problems = below(self, 1, "images") + below(self, 0, "temperature")
+        problems = below(self, 1, "images") + below(self, 0, "temperature") + seeds(self, "seed")
         if self.every is not None:
             problems += below(self, 1, "every")
             if not self.prompts:

@@ -128,6 +128,22 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, section: str, o
         load_config(RunConfig, path)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.seed=99999999999999999999", r"training cannot be used: .*seed=9+ must lie in \[0, 2\^63\)"),
+        ("data.seed=-1", r"data cannot be used: seed=-1 must lie"),
+        ("samples.seed=-1", r"samples cannot be used: seed=-1 must lie"),
+        ("data.evaluation={v: []}", r"evaluation\.v is empty: name its shards"),
+    ],
+)
+def test_seeds_and_sets_that_cannot_be_used_are_named(tmp_path: Path, override: str, message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {config: x}\ndata: {train: [a]}\n")
+    with pytest.raises(ValueError, match=message):
+        load_config(RunConfig, path, [override])
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="gone.yaml"):
         load_config(TrainingConfig, tmp_path / "gone.yaml")
