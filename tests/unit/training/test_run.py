@@ -8,11 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import fsspec
 import pytest
 import torch
 
 from dalle_torch.checkpoint.sharded import CheckpointFolder
-from dalle_torch.config import RunConfig
+from dalle_torch.config import ModelConfig, RunConfig
 from dalle_torch.config_io import load_config
 from dalle_torch.parallel.accelerated import AcceleratedEngine
 from dalle_torch.storage import CheckpointError
@@ -20,6 +21,7 @@ from dalle_torch.training import loop, speed
 from dalle_torch.training.control import Mailbox, parse_request
 from dalle_torch.training.run import _sampler, train_run
 from dalle_torch.training.run_folder import RunFolder
+from dalle_torch.training.setup import model_config
 from tests.tiny_run import OPTIMIZERS, run_config, write_source
 
 
@@ -177,6 +179,21 @@ def test_a_damaged_copy_of_the_options_does_not_stop_a_run(
     assert train_run(config_of(training={"steps": 3}), tmp_path / "run") == "finished"
     assert "cannot be told" in caplog.text
     assert load_config(RunConfig, tmp_path / "run" / "config.yaml").training.steps == 3
+
+
+@pytest.mark.parametrize("key", ["config", "weights"])
+def test_the_models_configuration_is_found_where_weights_are(key: str, source: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(source / "model"), "/models/tiny", recursive=True)
+    there = model_config(ModelConfig(config=str(source / "model")))
+    assert model_config(ModelConfig(**{key: "memory://models/tiny"})).to_dict() == there.to_dict()
+    assert model_config(ModelConfig(config=str(source / "model" / "config.json"))).to_dict() == there.to_dict()
+    for gone, message in (
+        ("/nope", "/nope is not a folder here, and no hub id"),
+        ("/no.json", "/no.json is not there"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            model_config(ModelConfig(config=gone))
 
 
 def test_pictures_are_refused_where_parameters_are_spread(config_of: Callable[..., RunConfig], tmp_path: Path) -> None:
