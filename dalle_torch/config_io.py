@@ -3,12 +3,13 @@
 Owns: reading and writing. Does not own: which options there are (`config`).
 """
 
+import difflib
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from dalle_torch.storage.places import Place
 
@@ -38,6 +39,9 @@ def load_config(cls: type[Config], path: str | os.PathLike[str], overrides: Sequ
     wrong = [override for override in overrides if "=" not in override]
     if wrong:
         raise ValueError(f"overrides need the form key=value, e.g. training.steps=100: {', '.join(wrong)}")
+    unknown = _unknown_keys(cls, _tree(path))
+    if unknown:
+        raise ValueError(f"{path}: {'; '.join(unknown)}")
     parser = ArgumentParser(exit_on_error=False, default_env=False)
     parser.add_argument("--run_file", action="config")
     parser.add_class_arguments(cls, fail_untyped=True)
@@ -52,6 +56,38 @@ def load_config(cls: type[Config], path: str | os.PathLike[str], overrides: Sequ
         )
         raise ValueError(f"{path}: {reason or type(error).__name__}") from error
     return config
+
+
+def _tree(path: str | os.PathLike[str]) -> Any:
+    """What the file says, for its names alone; None where it is no YAML, of which the parser tells."""
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError):
+        return None
+
+
+def _unknown_keys(kind: Any, tree: Any, prefix: str = "") -> list[str]:
+    """What is wrong with the names in `tree`: the parser passes over unknown ones whose value is an empty section."""
+    if isinstance(tree, list):
+        return [problem for item in tree for inner in get_args(kind) for problem in _unknown_keys(inner, item, prefix)]
+    if not isinstance(tree, Mapping):
+        return []
+    if not is_dataclass(kind):
+        return [
+            problem for inner in get_args(kind) if is_dataclass(inner) for problem in _unknown_keys(inner, tree, prefix)
+        ]
+    hints = get_type_hints(kind)
+    problems = []
+    for key, value in tree.items():
+        if key in hints:
+            problems += _unknown_keys(hints[key], value, f"{prefix}{key}.")
+        else:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            known = f"did you mean {near[0]}?" if near else f"known are {', '.join(hints)}"
+            problems.append(f"{prefix}{key} is no option; {known}")
+    return problems
 
 
 def dump_config(config: "DataclassInstance") -> str:

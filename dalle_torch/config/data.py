@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from dalle_torch.config.checks import below, refuse
+from dalle_torch.config.checks import below, not_finite, refuse, seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,10 @@ class DataConfig:
             for name in ("blank_caption_prob", "max_bad_fraction")
             if not 0 <= getattr(self, name) <= 1
         ]
+        problems += seeds(self, "seed")
+        problems += [
+            f"evaluation.{name} is empty: name its shards" for name, urls in self.evaluation.items() if not urls
+        ]
         low, high = self.min_clip_score, self.max_clip_score
         if low is not None and high is not None and low > high:
             problems.append(f"min_clip_score={low} must not exceed max_clip_score={high}")
@@ -49,4 +53,4 @@ class DataConfig:
             problems.append(
                 f"filter_column={self.filter_column} and filter_value={self.filter_value} need each other: set both"
             )
-        refuse("data", problems)
+        refuse("data", not_finite(self) + problems)

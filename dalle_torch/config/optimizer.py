@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dalle_torch.config.checks import below, not_above, refuse
+from dalle_torch.config.checks import below, not_above, not_finite, refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class ShampooConfig:
         if self.start_preconditioning_step is not None:
             problems += below(self, 0, "start_preconditioning_step")
         problems += not_above(self, 0, "matrix_epsilon", "inverse_failure_threshold", "clip_by_scaled_gradient_norm")
-        refuse("shampoo", problems)
+        refuse("shampoo", not_finite(self) + problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class AdafactorConfig:
         problems = below(self, 1, "clip_threshold") + below(self, 0, "min_scale")
         if self.beta2_decay > 0:
             problems.append(f"beta2_decay={self.beta2_decay} must be at most 0")
-        refuse("adafactor", problems)
+        refuse("adafactor", not_finite(self) + problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class ExponentialConfig:
         problems = below(self, 1, "transition_steps")
         if not 0 < self.decay_rate <= 1:
             problems.append(f"decay_rate={self.decay_rate} must lie in (0, 1]")
-        refuse("exponential", problems)
+        refuse("exponential", not_finite(self) + problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class PlateauConfig:
         problems = below(self, 0, "patience")
         problems += [] if 0 < self.factor < 1 else [f"factor={self.factor} must lie in (0, 1)"]
         problems += [] if 0 <= self.threshold < 1 else [f"threshold={self.threshold} must lie in [0, 1)"]
-        refuse("plateau", problems)
+        refuse("plateau", not_finite(self) + problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ class OptimizerConfig:
         problems += [*self._moments(), *self._without_effect()]
         if self.schedule == "exponential" and self.exponential is None:
             problems.append("schedule=exponential needs decay_rate and transition_steps: set exponential.*")
-        refuse("optimizer", problems)
+        refuse("optimizer", not_finite(self) + problems)
 
     def _moments(self) -> list[str]:
         problems = []

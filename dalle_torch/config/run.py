@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dalle_torch.config.checks import below, refuse
+from dalle_torch.config.checks import below, not_finite, refuse, seeds
 from dalle_torch.config.data import DataConfig
 from dalle_torch.config.optimizer import OptimizerConfig
 from dalle_torch.config.training import MeshConfig, TrainingConfig
@@ -50,7 +50,7 @@ class ModelConfig:
             problems.append('train is empty: name what is trained, as ["all"]')
         if self.codebook_size is not None:
             problems += below(self, 1, "codebook_size")
-        refuse("model", problems)
+        refuse("model", not_finite(self) + problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class RuntimeConfig:
         problems = []
         if self.timeout_minutes <= 0:
             problems.append(f"timeout_minutes={self.timeout_minutes} must be above 0")
-        refuse("runtime", problems)
+        refuse("runtime", not_finite(self) + problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class CheckpointConfig:
         problems = below(self, 1, "keep")
         if self.keep_every is not None:
             problems += below(self, 1, "keep_every")
-        refuse("checkpoint", problems)
+        refuse("checkpoint", not_finite(self) + problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ class TrackingConfig:
     tags: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        refuse("tracking", [] if self.project else ["project is empty"])
+        refuse("tracking", not_finite(self) + ([] if self.project else ["project is empty"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ class SamplesConfig:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        problems = below(self, 1, "images") + below(self, 0, "temperature")
+        problems = below(self, 1, "images") + below(self, 0, "temperature") + seeds(self, "seed")
         if self.every is not None:
             problems += below(self, 1, "every")
             if not self.prompts:
@@ -136,7 +136,7 @@ class SamplesConfig:
             problems += below(self, 1, "top_k")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             problems.append(f"top_p={self.top_p} must lie in (0, 1]")
-        refuse("samples", problems)
+        refuse("samples", not_finite(self) + problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,4 +165,4 @@ class RunConfig:
             problems.append(
                 "optimizer.name=shampoo needs whole parameters, which runtime.parallel=fsdp has not: take ddp, or adamw"
             )
-        refuse("run", problems)
+        refuse("run", not_finite(self) + problems)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from dalle_torch.config.checks import below, refuse
+from dalle_torch.config.checks import below, not_finite, refuse
 from dalle_torch.config.optimizer import OptimizerConfig
 from dalle_torch.config.training import TrainingConfig
 
@@ -18,7 +18,7 @@ class CropPhase:
     """Side of the square that is cut out of each picture, around some edge; the picture's side takes it whole."""
 
     def __post_init__(self) -> None:
-        refuse("phase", below(self, 1, "steps", "batch_size", "crop"))
+        refuse("phase", not_finite(self) + below(self, 1, "steps", "batch_size", "crop"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class VQGANTrainingConfig:
             problems.append("optimizer.schedule=plateau needs evaluations, and there are none here: take another one")
         if not 0 <= self.restart_until <= 1:
             problems.append(f"restart_until={self.restart_until} must lie in [0, 1]")
-        refuse("vqgan_training", problems)
+        refuse("vqgan_training", not_finite(self) + problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class ShapesDataConfig:
             for name in ("single", "leave_out", "open_shapes", "blank")
             if not 0 <= getattr(self, name) <= 1
         ]
-        refuse("data", problems)
+        refuse("data", not_finite(self) + problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class ShapesEvaluationConfig:
     temperature: float = 0.5
 
     def __post_init__(self) -> None:
-        refuse("evaluation", below(self, 1, "prompts") + below(self, 0, "temperature"))
+        refuse("evaluation", not_finite(self) + below(self, 1, "prompts") + below(self, 0, "temperature"))
 
 
 @dataclass(frozen=True, kw_only=True)

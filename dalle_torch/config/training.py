@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dalle_torch.config.checks import below, not_above, refuse
+from dalle_torch.config.checks import below, not_above, not_finite, refuse, seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,10 @@ class TrainingConfig:
         names = ["steps", "batch_size", "accumulation_steps", "log_every", "eval_every", "save_every", "keep"]
         optional = ("eval_batches", "histogram_every")
         names += [name for name in optional if getattr(self, name) is not None]
-        refuse("training", below(self, 1, *names) + not_above(self, 0, "peak_tflops"))
+        refuse(
+            "training",
+            not_finite(self) + below(self, 1, *names) + not_above(self, 0, "peak_tflops") + seeds(self, "seed"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,4 +65,4 @@ class MeshConfig:
         problems = below(self, 1, "mp") + ([] if self.dp is None else below(self, 1, "dp"))
         if self.uneven not in ("refuse", "pad"):
             problems.append(f"uneven={self.uneven!r} is not one of refuse, pad")
-        refuse("mesh", problems)
+        refuse("mesh", not_finite(self) + problems)

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from datetime import timedelta
 from typing import Any
 
 from dalle_torch.checkpoint.sharded import CheckpointFolder
@@ -30,7 +29,7 @@ from dalle_torch.training.observation import Observer, norms
 from dalle_torch.training.samples import Sampler
 from dalle_torch.training.setup import Run
 from dalle_torch.training.signals import StopRequest, stop_requests
-from dalle_torch.training.speed import Stopwatch, flops_of_sample, peak_flops
+from dalle_torch.training.speed import Stopwatch, flops_of_sample, line_of, peak_flops
 from dalle_torch.training.state import random_states
 from dalle_torch.training.step import Batch, TrainStep
 
@@ -70,7 +69,8 @@ class Trainer:
         self.mirror = mirror
         self.state, self.engine = run.state, run.engine
         self._observer = Observer()
-        self._saved_step: int | None = None
+        # What a run goes on from is saved already.
+        self._saved_step: int | None = self.state.step or None
         self._bar_is_shown = False
         self._watch = make_stopwatch(run)
         self._step = TrainStep(self.engine, self.state.model, run.network, self.state.optimizer, run.config.training)
@@ -110,6 +110,11 @@ class Trainer:
         return outcome
 
     def _train(self, request: StopRequest) -> str:
+        if self.state.step >= self.config.training.steps:
+            logger.warning(
+                "nothing is left to do: step %d is reached, and training.steps=%d; set it higher to go on",
+                self.state.step, self.config.training.steps,
+            )  # fmt: skip
         batches = iter(self.run.training)
         self._watch.restart(self.state.step)
         with progress(total=self.config.training.steps, desc="training", unit="step") as bar:
@@ -175,14 +180,15 @@ class Trainer:
             self._watch_paused(lambda: self._log_histograms(histograms))
         if step % config.training.eval_every == 0 or last:
             self._watch_paused(self._evaluate)
-        if self.sampler is not None and config.samples.every is not None and step % config.samples.every == 0:
+        if self.config.model.vqgan and config.samples.prompts and (every := config.samples.every) and step % every == 0:
             self._watch_paused(self._draw)
         if step % config.training.save_every == 0 or last:
             self._watch_paused(lambda: self._save(config.checkpoint.asynchronous and not last))
 
     def _watch_paused(self, work: Callable[[], None]) -> None:
+        # What the device has yet to do of the updates is time of theirs.
+        self.engine.wait()
         with self._watch.paused():
-            self.engine.wait()
             work()
 
     def _log(self, metrics: Mapping[str, Any]) -> float:
@@ -220,15 +226,16 @@ class Trainer:
             self.state.plateau = observe(config.optimizer, self.state.plateau, step, found[EVALUATION_LOSS])
 
     def _draw(self) -> None:
-        assert self.sampler is not None
+        """Every process comes here, those that have no sampler to wait for the one that has."""
         # On torch_xla a model lies on the devices of all processes, and all of them take part.
-        if self.first or self.engine.name == "xla":
+        if self.sampler is not None and (self.first or self.engine.name == "xla"):
             images, prompts = self.sampler.draw(self.state.step, write=self.first)
             self.tracker.images("samples", images, prompts, self.state.step)
         self.engine.barrier()
 
     def _save(self, asynchronous: bool) -> None:
         start = time.monotonic()
+        self._refuse_broken_weights()
         meta = self.state.meta() | {
             "config": asdict(self.config),
             "data": merge_states(self.engine.gather(self.run.training.state_dict())),
@@ -238,6 +245,15 @@ class Trainer:
         self.checkpoints.save(step, self.state.tensors(), meta, {"random": random_states()}, asynchronous=asynchronous)
         self._saved_step = step
         self.tracker.event("saved", {"seconds": round(time.monotonic() - start, 3)}, step)
+
+    def _refuse_broken_weights(self) -> None:
+        """Weights that are no numbers must not take the place of good ones; losses may be looked at less often."""
+        step = self.state.step
+        if any(self.engine.gather(self.engine.name != "xla" and not self.state.is_finite())):
+            raise FloatingPointError(
+                f"the weights are not finite at step {step} and are not saved: lower optimizer.lr or "
+                f"optimizer.max_grad_norm; the newest checkpoint is of step {max(self.checkpoints.steps(), default=0)}"
+            )
 
     def _follow_orders(self, request: StopRequest) -> str | None:
         """Do what this and the other processes were told since the last update; returns how the run is to end."""
@@ -275,15 +291,6 @@ class Trainer:
             close()
         self.run.with_data(self.config.data)
         return iter(self.run.training)
-
-
-def line_of(row: Mapping[str, float], step: int, steps: int) -> str:
-    """A log event in words, where no bar is shown."""
-    words = [f"step {step}/{steps}", f"loss {row['loss']:.4f}", f"lr {row['lr']:.3g}"]
-    if "samples_per_second" in row:
-        left = timedelta(seconds=round(row["eta_seconds"]))
-        words += [f"{row['samples_per_second']:.1f} samples/s", f"input wait {row['input_wait']:.1%}", f"{left} left"]
-    return ", ".join(words)
 
 
 def make_stopwatch(run: Run) -> Stopwatch:

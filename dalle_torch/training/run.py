@@ -132,8 +132,14 @@ def _go_on(run: Run, found: Checkpoint) -> None:
 def _note_differences(config: RunConfig, folder: RunFolder, history: History) -> None:
     if not folder.config.is_file():
         return
+    try:
+        before = load_config(RunConfig, folder.config)
+    except (OSError, ValueError) as error:
+        # It is written anew; what the run was is in its checkpoints.
+        logger.warning("what was changed since the run began cannot be told: %s", error)
+        return
     adjusted = {change.name for change in history}
-    for difference in differences(load_config(RunConfig, folder.config), config):
+    for difference in differences(before, config):
         if difference.name in adjusted:
             logger.warning(
                 "%s: it was adjusted while the run went, and that holds; dalle-torch adjust changes it", difference
@@ -154,6 +160,11 @@ def _sampler(run: Run, folder: RunFolder) -> Sampler | None:
     # Where only the interval is missing, it can be set while the run goes.
     if config.model.vqgan is None or not config.samples.prompts:
         return None
+    if run.engine.name != "xla" and run.engine.host_count > 1 and config.runtime.parallel == "fsdp":
+        raise ValueError(
+            "samples.prompts: one process draws, and needs whole parameters, which runtime.parallel=fsdp has not: take "
+            "ddp, or leave the prompts out and draw from an exported checkpoint"
+        )
     if run.engine.host_index and run.engine.name != "xla":
         return None
     vqgan = VQGAN.from_pretrained(config.model.vqgan, trust_pickle=config.model.trust_pickle).eval()

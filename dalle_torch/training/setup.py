@@ -5,6 +5,7 @@ Owns: the order of making things, and the checks that need two of them. Does not
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from dalle_torch.optim.saving import describe, load_state, state_tensors
 from dalle_torch.parallel.engine import Engine, plan_batches
 from dalle_torch.parallel.mesh import BatchPlan
 from dalle_torch.parallel.rules import layout_rules
+from dalle_torch.storage import resolve
 from dalle_torch.text.processor import DalleBartProcessor
 from dalle_torch.training.state import TrainState
 from dalle_torch.training.trainable import choose_trained, reinitialize_embeddings
@@ -116,12 +118,21 @@ def model_config(config: ModelConfig) -> DalleBartConfig:
     """
     if config.weights is None:
         assert config.config is not None
-        found = DalleBartConfig.from_pretrained(config.config, revision=config.revision or "main")
+        found = _config_at(config.config, config.revision)
         unknown = [key for key in config.options if not hasattr(found, key)]
         if unknown:
             raise ValueError(f"model.options has keys that DalleBartConfig does not know: {', '.join(unknown)}")
         return DalleBartConfig(**found.to_dict() | config.options)
-    return DalleBartConfig.from_pretrained(config.weights, revision=config.revision or "main")
+    return _config_at(config.weights, config.revision)
+
+
+def _config_at(source: str, revision: str | None) -> DalleBartConfig:
+    """Of a file, or of whatever weights are loaded from: transformers knows folders and the hub alone."""
+    if source.endswith(".json") and "://" not in source:
+        if not Path(source).expanduser().is_file():
+            raise FileNotFoundError(f"model.config={source} is not there: name a config.json, or what has one")
+        return DalleBartConfig.from_pretrained(Path(source).expanduser())
+    return DalleBartConfig.from_pretrained(resolve(source, allow_patterns=["config.json"], revision=revision))
 
 
 def load_processor(config: ModelConfig, network: DalleBartConfig) -> DalleBartProcessor:

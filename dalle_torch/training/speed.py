@@ -4,8 +4,9 @@ Owns: these figures. Does not own: when they are logged (`loop`).
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -71,6 +72,15 @@ class Stopwatch:
         if self.peak_flops:
             found["model_flops_utilisation"] = rate * self.flops / self.peak_flops
         return found
+
+
+def line_of(row: Mapping[str, float], step: int, steps: int) -> str:
+    """A log event in words, where no bar is shown."""
+    words = [f"step {step}/{steps}", f"loss {row['loss']:.4f}", f"lr {row['lr']:.3g}"]
+    if "samples_per_second" in row:
+        left = timedelta(seconds=round(row["eta_seconds"]))
+        words += [f"{row['samples_per_second']:.1f} samples/s", f"input wait {row['input_wait']:.1%}", f"{left} left"]
+    return ", ".join(words)
 
 
 def flops_of_sample(config: DalleBartConfig) -> float:

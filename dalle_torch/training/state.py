@@ -43,6 +43,12 @@ class TrainState:
         """Everything to be saved; the tensors themselves, not copies."""
         return self._weights() | {f"{_OPTIMIZER}{name}": value for name, value in state_tensors(self.optimizer).items()}
 
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Whether the trained parameters, of FSDP2's what this process has of them, hold finite numbers alone."""
+        parts = [getattr(value, "_local_tensor", value) for value in self.model.parameters() if value.requires_grad]
+        return bool(torch.stack([part.isfinite().all() for part in parts]).all())
+
     def meta(self) -> dict[str, Any]:
         """What goes with the tensors, for JSON."""
         return {

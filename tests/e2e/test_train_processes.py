@@ -64,6 +64,9 @@ def test_two_processes_train_as_one_and_hand_over_to_one(
 ) -> None:
     sections = SECTIONS | {"optimizer": OPTIMIZERS[optimizer] | {"schedule": "constant"}}
     sections["runtime"] = {"parallel": parallel}
+    if parallel == "ddp":  # one process draws while the other waits
+        sections["model"] = SECTIONS["model"] | {"vqgan": str(source / "model" / "vqgan")}
+        sections["samples"] = {"every": 2, "prompts": ["a red circle"]}
     config = write_run(tmp_path / "run.yaml", source, **sections)
     in_one(config, tmp_path / "one")
     # The first half in two, the second in one: what was sharded is put together.
@@ -76,6 +79,8 @@ def test_two_processes_train_as_one_and_hand_over_to_one(
     assert losses(tmp_path / "two")[:4] == pytest.approx(losses(tmp_path / "one")[:4], rel=1e-5)
     one, two = final(tmp_path / "one"), final(tmp_path / "two")
     assert one.keys() == two.keys()
+    drawn = [sorted(path.name for path in (tmp_path / name / "samples").iterdir()) for name in ("one", "two")]
+    assert drawn[0] == drawn[1] and len(drawn[0]) == (3 if parallel == "ddp" else 0)
     moved = torch.cat([(one[name] - _first(source, name)).flatten() for name in one]).norm()
     apart = torch.cat([(one[name] - two[name]).flatten() for name in one]).norm()
     assert apart <= 1e-2 * moved

@@ -91,6 +91,59 @@ def test_mistakes_are_one_line(tmp_path: Path, text: str, overrides: list[str], 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["{}", "{a: 1}", "3", "null", "[]"])
+def test_unknown_keys_are_refused_whatever_their_value(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "run.yaml"
+    for text, message in (
+        (
+            f"model: {{config: x, optoins: {value}}}\ndata: {{train: [a]}}",
+            r"model.optoins is no option; did you mean opt",
+        ),
+        (f"model: {{config: x}}\ndata: {{train: [a]}}\nzzz: {value}", "zzz is no option; known are model, data"),
+        (
+            f"model: {{config: x}}\ndata: {{train: [a]}}\noptimizer: {{shampoo: {{blok: {value}}}}}",
+            "optimizer.shampoo.blok",
+        ),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_config(RunConfig, path)
+
+
+@pytest.mark.parametrize(
+    ("section", "option"),
+    [
+        ("optimizer", "lr"), ("optimizer", "weight_decay"), ("optimizer", "max_grad_norm"), ("optimizer", "eps"),
+        ("samples", "temperature"), ("samples", "condition_scale"), ("data", "min_clip_score"),
+        ("runtime", "timeout_minutes"), ("training", "peak_tflops"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, section: str, option: str, value: str) -> None:
+    tree = {"model": "{config: x}", "data": "{train: [a]}"}
+    tree[section] = f"{{train: [a], {option}: {value}}}" if section == "data" else f"{{{option}: {value}}}"
+    path = tmp_path / "run.yaml"
+    path.write_text("".join(f"{name}: {text}\n" for name, text in tree.items()))
+    with pytest.raises(ValueError, match=f"{option}=-?(nan|inf) must be a finite number"):
+        load_config(RunConfig, path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.seed=99999999999999999999", r"training cannot be used: .*seed=9+ must lie in \[0, 2\^63\)"),
+        ("data.seed=-1", r"data cannot be used: seed=-1 must lie"),
+        ("samples.seed=-1", r"samples cannot be used: seed=-1 must lie"),
+        ("data.evaluation={v: []}", r"evaluation\.v is empty: name its shards"),
+    ],
+)
+def test_seeds_and_sets_that_cannot_be_used_are_named(tmp_path: Path, override: str, message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {config: x}\ndata: {train: [a]}\n")
+    with pytest.raises(ValueError, match=message):
+        load_config(RunConfig, path, [override])
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="gone.yaml"):
         load_config(TrainingConfig, tmp_path / "gone.yaml")

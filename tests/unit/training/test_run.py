@@ -3,18 +3,25 @@
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import fsspec
 import pytest
 import torch
 
 from dalle_torch.checkpoint.sharded import CheckpointFolder
-from dalle_torch.config import RunConfig
+from dalle_torch.config import ModelConfig, RunConfig
+from dalle_torch.config_io import load_config
+from dalle_torch.parallel.accelerated import AcceleratedEngine
 from dalle_torch.storage import CheckpointError
-from dalle_torch.training import loop
+from dalle_torch.training import loop, speed
 from dalle_torch.training.control import Mailbox, parse_request
-from dalle_torch.training.run import train_run
+from dalle_torch.training.run import _sampler, train_run
+from dalle_torch.training.run_folder import RunFolder
+from dalle_torch.training.setup import model_config
 from tests.tiny_run import OPTIMIZERS, run_config, write_source
 
 
@@ -142,10 +149,71 @@ def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_checkpoint(
     assert train_run(config_of(training=EVERY | {"steps": 2}), tmp_path / "run") == "finished"
     before = final(tmp_path / "run")
     monkeypatch.setattr(loop, "learning_rate", lambda *_: math.nan)
-    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 4: lower .*checkpoint is of step"):
-        train_run(config, tmp_path / "run")
-    steps = CheckpointFolder(str(tmp_path / "run" / "checkpoints")).steps()
-    assert min(steps) >= 2 and before
+    for every, message in (
+        ({"save_every": 9}, r"the loss is nan at step 4: lower .*checkpoint is of step 2"),
+        # The update of step 3 spoils the weights, and the loss shows it at the next one.
+        ({"save_every": 1}, r"the weights are not finite at step 3 and are not saved: .*checkpoint is of step 2"),
+        ({"save_every": 2, "log_every": 9}, r"the weights are not finite at step 4 and are not saved: .* of step 2"),
+    ):
+        with pytest.raises(FloatingPointError, match=message):
+            train_run(replace(config, training=replace(config.training, **every)), tmp_path / "run")
+    after = final(tmp_path / "run")
+    assert all(value.equal(after[name]) for name, value in before.items())
+
+
+def test_what_is_done_is_not_saved_again(tmp_path: Path, config_of: Callable[..., RunConfig], caplog: Any) -> None:
+    config = config_of(training={"steps": 2})
+    assert train_run(config, tmp_path / "run") == "finished"
+    before = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert train_run(config, tmp_path / "run") == "finished"
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == before
+    assert "step 2 is reached, and training.steps=2" in caplog.text
+
+
+def test_a_damaged_copy_of_the_options_does_not_stop_a_run(
+    tmp_path: Path, config_of: Callable[..., RunConfig], caplog: Any
+) -> None:
+    config = config_of(training={"steps": 2})
+    assert train_run(config, tmp_path / "run") == "finished"
+    (tmp_path / "run" / "config.yaml").write_text("model: [")
+    assert train_run(config_of(training={"steps": 3}), tmp_path / "run") == "finished"
+    assert "cannot be told" in caplog.text
+    assert load_config(RunConfig, tmp_path / "run" / "config.yaml").training.steps == 3
+
+
+@pytest.mark.parametrize("key", ["config", "weights"])
+def test_the_models_configuration_is_found_where_weights_are(key: str, source: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(source / "model"), "/models/tiny", recursive=True)
+    there = model_config(ModelConfig(config=str(source / "model")))
+    assert model_config(ModelConfig(**{key: "memory://models/tiny"})).to_dict() == there.to_dict()
+    assert model_config(ModelConfig(config=str(source / "model" / "config.json"))).to_dict() == there.to_dict()
+    for gone, message in (
+        ("/nope", "/nope is not a folder here, and no hub id"),
+        ("/no.json", "/no.json is not there"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            model_config(ModelConfig(config=gone))
+
+
+def test_pictures_are_refused_where_parameters_are_spread(config_of: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = config_of(
+        model={"vqgan": "x"}, samples={"every": 1, "prompts": ["a"]}, runtime={"device": "cpu", "parallel": "fsdp"}
+    )
+    engine = SimpleNamespace(name="accelerate", host_count=2, host_index=1)
+    with pytest.raises(ValueError, match=r"samples\.prompts: .*runtime\.parallel=fsdp has not: take ddp"):
+        _sampler(cast(Any, SimpleNamespace(config=config, engine=engine)), RunFolder(tmp_path))
+
+
+def test_what_the_device_has_yet_to_do_counts_as_training(
+    tmp_path: Path, config_of: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that works only when it is waited for, 5 s an update; the clock stands otherwise."""
+    now = [0.0]
+    monkeypatch.setattr(speed.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(AcceleratedEngine, "wait", lambda self: now.__setitem__(0, now[0] + 5.0))
+    assert train_run(config_of(training={"steps": 4, "save_every": 1, "eval_every": 9}), tmp_path / "run") == "finished"
+    assert rows(tmp_path / "run", "seconds_per_step")[3] == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize(
