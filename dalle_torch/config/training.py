@@ -30,8 +30,6 @@ class TrainingConfig:
     eval_batches: int | None = None
     """Batches of each evaluation set that are measured; null: all."""
     save_every: int = 1000
-    keep: int = 2
-    """Newest checkpoints that stay."""
     histogram_every: int | None = None
     """Updates between looks at norms and histograms of parameters and gradients, which wait for the device; null:
     none."""
@@ -40,7 +38,7 @@ class TrainingConfig:
     known for NVIDIA and TPU devices, else not reported."""
 
     def __post_init__(self) -> None:
-        names = ["steps", "batch_size", "accumulation_steps", "log_every", "eval_every", "save_every", "keep"]
+        names = ["steps", "batch_size", "accumulation_steps", "log_every", "eval_every", "save_every"]
         optional = ("eval_batches", "histogram_every")
         names += [name for name in optional if getattr(self, name) is not None]
         refuse(

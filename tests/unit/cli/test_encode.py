@@ -193,7 +193,8 @@ def test_ctrl_c_keeps_what_is_committed_and_the_rest_is_done_again(model, tmp_pa
     for index in range(3):
         good_tar(tmp_path / "in" / f"{index}.tar", 4, 10 * index)
     # Long enough that the signal finds it at work, however busy the machine is.
-    write_tar(tmp_path / "in" / "3.tar", ((f"{number:04d}", captioned(0)) for number in range(500)))
+    sample = captioned(0)
+    write_tar(tmp_path / "in" / "3.tar", ((f"{number:04d}", sample) for number in range(3000)))
     argv = [sys.executable, "-m", "dalle_torch.cli.main", *arguments(model, tmp_path / "in", tmp_path / "out")]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     while process.poll() is None and not (tmp_path / "out" / "records" / "2.tar.json").exists():
@@ -208,5 +209,5 @@ def test_ctrl_c_keeps_what_is_committed_and_the_rest_is_done_again(model, tmp_pa
     before = [(tmp_path / "out" / name).stat().st_mtime_ns for name in names[:3]]
     assert main(argv[3:]) == 0
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert (manifest["samples"], manifest["complete"]) == (512, True)
+    assert (manifest["samples"], manifest["complete"]) == (3012, True)
     assert [(tmp_path / "out" / name).stat().st_mtime_ns for name in names[:3]] == before
