@@ -71,7 +71,8 @@ class DistributedShampoo(torch.optim.Optimizer):
         decoupled_weight_decay: the parameter is shrunk beside the momentum, by the square of the learning rate times
             `weight_decay` (the original's way; AdamW's has no square), not through it.
         root_method: "newton" is made of matrix products, "eigh" of eigenvalues; "auto" takes eigh on a CPU.
-        skip_nonfinite_gradients: a gradient with a NaN or an infinity counts as zero, so that it gets into no state.
+        skip_nonfinite_gradients: a gradient with a NaN or an infinity, or whose norm overflows float32, counts as zero,
+            so that it gets into no state.
         sharding: how state lies on several devices.
         compile: parameters that are not preconditioned (embeddings) are updated by code that `torch.compile` makes, in
             a third of the time; the first step takes that many seconds longer. Not on torch_xla, which compiles anyway.
