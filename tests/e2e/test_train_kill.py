@@ -7,12 +7,14 @@ many of them in the middle of a save.
 import json
 import multiprocessing
 import random
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from dalle_torch.checkpoint.sharded import CheckpointFolder
 from dalle_torch.training.run import train_run
@@ -28,7 +30,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _start(work: Callable[[], object]) -> multiprocessing.Process:
-    process = multiprocessing.get_context("fork").Process(target=work)
+    def child() -> None:
+        # tqdm's own is shared with this process, and one that is killed with it would keep it for ever.
+        tqdm.set_lock(threading.RLock())
+        work()
+
+    process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
     return process
 
