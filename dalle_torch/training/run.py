@@ -48,7 +48,10 @@ def train_run(config: RunConfig, output: str | os.PathLike[str], scorer: Scorer 
         folder = RunFolder(output)
         # The other processes of this machine use the same folder, and write nothing into it.
         with folder.acquire() if engine.host_index == 0 else nullcontext():
-            return _train_in(config, engine, folder, scorer)
+            outcome = _train_in(config, engine, folder, scorer)
+            # Who leaves first would break the connection of who still writes.
+            engine.barrier()
+            return outcome
     finally:
         engine.close()
 
