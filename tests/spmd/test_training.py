@@ -21,9 +21,9 @@ def seen() -> dict[str, dict]:
 def test_the_updates_are_those_of_one_device(seen: dict[str, dict], name: str) -> None:
     found = seen[name]
     assert not any(found["layout"]), found["layout"]
-    # Sums in another order.
+    # Sums in another order; norms of later gradients have the parameters' difference in them too.
     assert found["losses_difference"] <= 1e-5, found
-    assert found["norms_difference"] <= 1e-4, found
+    assert found["norms_difference"] <= 1e-3, found
     assert found["parameters_difference"] <= 1e-3, found["worst_parameter"]
 
 
