@@ -1,6 +1,6 @@
 """Draw 64 captioned shapes with the embedded model and count how many are right.
 
-Owns: the prompts, the report and its pictures. Does not own: drawing (`pipeline`), judging (`data.shapes_checker`).
+Owns: the prompts, the report and its pictures. Does not own: drawing (`pipeline`), judging (`shapes.checker`).
 Half of the prompts pair a colour with a shape that no training picture paired.
 """
 
@@ -54,7 +54,7 @@ class Half:
     @property
     def of_one_object(self) -> "Half":
         """Those of the prompts that name one object."""
-        from dalle_torch.data.synthetic import parse_caption
+        from dalle_torch.shapes.grammar import parse_caption
 
         chosen = [index for index, prompt in enumerate(self.prompts) if len(parse_caption(prompt).parts) == 1]
         failures = [self.failures[index] for index in chosen]
@@ -123,7 +123,7 @@ def _train(args: argparse.Namespace) -> Path | None:
 
 def sample_halves(count: int, seed: int) -> list[Half]:
     """`count` prompts of pairs that training shows, and as many with a pair that it never does."""
-    from dalle_torch.data.synthetic import sample_prompts
+    from dalle_torch.shapes.sampling import sample_prompts
 
     halves = []
     for name, unseen in (("seen", False), ("unseen", True)):
@@ -135,8 +135,8 @@ def sample_halves(count: int, seed: int) -> list[Half]:
 
 def judge(output: "DallePipelineOutput", halves: Sequence[Half]) -> None:
     """Compare every picture with its prompt; fills `failures`."""
-    from dalle_torch.data.shapes_checker import check
-    from dalle_torch.data.synthetic import parse_caption
+    from dalle_torch.shapes.checker import check
+    from dalle_torch.shapes.grammar import parse_caption
 
     images = iter(output.images)
     for half in halves:
@@ -160,7 +160,7 @@ def table(halves: Sequence[Half]) -> str:
 
 
 def _check_size(resolution: int, model: str) -> None:
-    from dalle_torch.data.synthetic import IMAGE_SIZE
+    from dalle_torch.shapes.grammar import IMAGE_SIZE
 
     if resolution != IMAGE_SIZE:
         raise ValueError(

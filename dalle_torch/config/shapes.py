@@ -57,7 +57,7 @@ class VQGANTrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ShapesDataConfig:
-    """Captioned shapes (`data.synthetic`) as training data."""
+    """Captioned shapes (`shapes.drawing`) as training data."""
 
     scenes: int = 50_000
     """Scenes in a pass; they are drawn and encoded once."""

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from dalle_torch.data.hashing import permutation, uniform
+from dalle_torch.hashing import permutation, uniform
 
 _SHARDS, _WINDOW, _BLANK = range(3)
 """What random numbers are for."""

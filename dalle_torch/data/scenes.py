@@ -14,7 +14,8 @@ from PIL import Image
 from dalle_torch.config import ShapesDataConfig
 from dalle_torch.data.captions import KeyWatch
 from dalle_torch.data.sources import Part, RawSample, Skip
-from dalle_torch.data.synthetic import render, sample_scenes
+from dalle_torch.shapes.drawing import render
+from dalle_torch.shapes.sampling import sample_scenes
 
 _AT_ONCE = 64
 """Scenes that are drawn together."""

@@ -4,7 +4,7 @@ Every stage leaves its result in the output folder and is skipped where that is 
 (`dalle-torch demo --train`).
 
 Owns: the recipe. Does not own: the loops (`run`, `vqgan`), the data (`data.scenes`), what a picture is worth
-(`data.shapes_checker`).
+(`shapes.checker`).
 """
 
 import os
@@ -24,13 +24,15 @@ from dalle_torch.config import ShapesEvaluationConfig as EvaluationConfig
 from dalle_torch.data.encode import EncodeOptions, encode
 from dalle_torch.data.manifest import ShardFolder
 from dalle_torch.data.scenes import scene_parts
-from dalle_torch.data.shapes_checker import check
-from dalle_torch.data.synthetic import Scene, render, sample_scenes
 from dalle_torch.data.text import TextEncoder
 from dalle_torch.log import get_logger
 from dalle_torch.models.configuration import DalleBartConfig, VQGANConfig
 from dalle_torch.models.dalle_bart import DalleBart
 from dalle_torch.models.vqgan import VQGAN
+from dalle_torch.shapes.checker import check
+from dalle_torch.shapes.drawing import render
+from dalle_torch.shapes.grammar import Scene
+from dalle_torch.shapes.sampling import sample_scenes
 from dalle_torch.storage import atomic_folder
 from dalle_torch.text.processor import DalleBartProcessor
 from dalle_torch.training.run import train_run

@@ -1,6 +1,6 @@
 """The tokenizer of the embedded model, made from the captions of its shapes.
 
-Owns: its vocabulary and normalisation. Does not own: captions (`data.synthetic`), tokenizers in general (`text`).
+Owns: its vocabulary and normalisation. Does not own: captions (`shapes.drawing`), tokenizers in general (`text`).
 """
 
 from collections.abc import Sequence

@@ -4,11 +4,11 @@ import copy
 
 import torch
 
-from dalle_torch.data.synthetic import sample_prompts
 from dalle_torch.models.dalle_bart import DalleBart
 from dalle_torch.models.packing import pack_for_drawing
 from dalle_torch.models.sampling import super_condition
 from dalle_torch.pipeline import DallePipeline
+from dalle_torch.shapes.sampling import sample_prompts
 
 SCALE = 1.5
 

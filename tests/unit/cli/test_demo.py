@@ -7,8 +7,10 @@ from PIL import Image
 
 from dalle_torch.cli.demo import Half, judge, sample_halves, table
 from dalle_torch.cli.main import main
-from dalle_torch.data.synthetic import parse_caption, render, sample_prompts
 from dalle_torch.pipeline.output import DallePipelineOutput, read_metadata
+from dalle_torch.shapes.drawing import render
+from dalle_torch.shapes.grammar import parse_caption
+from dalle_torch.shapes.sampling import sample_prompts
 from tests.tiny_pipeline import save_tiny, tiny_model, tiny_processor, tiny_vqgan
 
 

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dalle_torch.data.hashing import hashed, permutation, uniform
 from dalle_torch.data.plan import Plan
+from dalle_torch.hashing import hashed, permutation, uniform
 from tests.shard_files import flat
 
 plans = st.builds(

@@ -12,9 +12,10 @@ import torch
 
 from dalle_torch.config import ShapesConfig
 from dalle_torch.config_io import load_config
-from dalle_torch.data.synthetic import render, sample_scenes
 from dalle_torch.models.dalle_bart import DalleBart
 from dalle_torch.models.vqgan import VQGAN
+from dalle_torch.shapes.drawing import render
+from dalle_torch.shapes.sampling import sample_scenes
 from dalle_torch.text.processor import DalleBartProcessor
 from dalle_torch.text.tokenizer import DalleBartTokenizer
 from dalle_torch.training.shapes import run_recipe

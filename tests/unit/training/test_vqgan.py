@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from dalle_torch.config import CropPhase, OptimizerConfig, ShampooConfig, VQGANTrainingConfig
-from dalle_torch.data.synthetic import render, sample_scenes
 from dalle_torch.models.configuration import VQGANConfig
 from dalle_torch.models.vqgan import VQGAN
+from dalle_torch.shapes.drawing import render
+from dalle_torch.shapes.sampling import sample_scenes
 from dalle_torch.training.vqgan import crop_at_edges, initialise, kmeans, reconstruction_errors, train_vqgan
 
 

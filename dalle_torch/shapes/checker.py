@@ -1,6 +1,6 @@
 """Does a picture show what its caption says? Answered by image analysis alone, with no network.
 
-Owns: finding the shapes in a picture of `synthetic` and comparing them with a `Scene`. A picture is split into
+Owns: finding the shapes in a picture of `drawing` and comparing them with a `Scene`. A picture is split into
 background and regions by colour; each region's colour, area, silhouette and place are measured; what the caption
 leaves open is not judged.
 """
@@ -13,18 +13,8 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from dalle_torch.data.synthetic import (
-    BACKGROUNDS,
-    COLORS,
-    PLACES,
-    RELATIONS,
-    SHAPES,
-    SIZES,
-    STEP,
-    Part,
-    Scene,
-    coverage,
-)
+from dalle_torch.shapes.drawing import coverage
+from dalle_torch.shapes.grammar import BACKGROUNDS, COLORS, PLACES, RELATIONS, SHAPES, SIZES, STEP, Part, Scene
 
 MIN_AREA: Final = 24
 """Pixels; smaller regions are specks. The smallest shape that is drawn has 112."""

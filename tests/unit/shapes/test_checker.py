@@ -7,18 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from dalle_torch.data.shapes_checker import analyse, check
-from dalle_torch.data.synthetic import (
-    BACKGROUNDS,
-    COLORS,
-    PLACES,
-    RELATIONS,
-    SHAPES,
-    SIZES,
-    Scene,
-    render,
-    sample_scenes,
-)
+from dalle_torch.shapes.checker import analyse, check
+from dalle_torch.shapes.drawing import render
+from dalle_torch.shapes.grammar import BACKGROUNDS, COLORS, PLACES, RELATIONS, SHAPES, SIZES, Scene
+from dalle_torch.shapes.sampling import sample_scenes
 
 N = 160
 

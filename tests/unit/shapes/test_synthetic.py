@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dalle_torch.data.synthetic import (
+from dalle_torch.shapes.drawing import coverage, render
+from dalle_torch.shapes.grammar import (
     BACKGROUNDS,
     COLORS,
     HELD_OUT,
@@ -15,12 +16,9 @@ from dalle_torch.data.synthetic import (
     SIZES,
     Part,
     Scene,
-    coverage,
     parse_caption,
-    render,
-    sample_prompts,
-    sample_scenes,
 )
+from dalle_torch.shapes.sampling import sample_prompts, sample_scenes
 
 part = st.builds(
     Part,
