@@ -114,7 +114,7 @@ def _train(args: argparse.Namespace) -> Path | None:
         raise ValueError(f"--model {args.model} and --train exclude each other: give one")
     from dalle_torch.config import ShapesConfig
     from dalle_torch.config_io import load_config
-    from dalle_torch.pipeline.loading import EMBEDDED
+    from dalle_torch.storage.embedded import EMBEDDED
     from dalle_torch.training.shapes import run_recipe
 
     file = args.config or EMBEDDED["shapes"] / "train.yaml"

@@ -104,7 +104,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _located(source: str) -> str:
-    from dalle_torch.pipeline.loading import EMBEDDED
+    from dalle_torch.storage.embedded import EMBEDDED
 
     return str(EMBEDDED.get(source, source))
 

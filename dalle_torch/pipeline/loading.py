@@ -1,6 +1,6 @@
 """The parts of a pipeline, found by name: model, processor, VQGAN, and a hash that says which weights drew a picture.
 
-Owns: the name of the embedded model, which VQGAN goes with which model, the notice of the published ones. Does not own:
+Owns: which VQGAN goes with which model, the notice of the published ones. Does not own:
 downloads (`storage`), weights (`models.loading`).
 """
 
@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from dalle_torch.log import get_logger
 from dalle_torch.storage import WEIGHT_FORMATS, resolve, sha256_of
+from dalle_torch.storage.embedded import EMBEDDED
 
 if TYPE_CHECKING:
     from dalle_torch.models.configuration import DalleBartConfig
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 Source = str | os.PathLike[str]
-
-EMBEDDED: Mapping[str, Path] = {"shapes": Path(__file__).parents[1] / "assets" / "shapes"}
-"""Models that come with the package, by name."""
 
 DEFAULT_VQGAN = "dalle-mini/vqgan_imagenet_f16_16384"
 """What DALL·E Mini and Mega were trained with."""

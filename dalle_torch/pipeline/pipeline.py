@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor
 
+from dalle_torch.evaluation.clip import ClipScorer
 from dalle_torch.log import get_logger
 from dalle_torch.pipeline.batching import automatic_batch_size
 from dalle_torch.pipeline.canvas import UNDRAWN, fill_undrawn, grey_out
@@ -28,7 +29,7 @@ from dalle_torch.pipeline.loading import (
     weights_hash,
 )
 from dalle_torch.pipeline.output import DallePipelineOutput, Safety, apply_safety
-from dalle_torch.pipeline.ranking import ClipRanker, rank
+from dalle_torch.pipeline.ranking import rank
 
 if TYPE_CHECKING:
     from dalle_torch.models.dalle_bart import DalleBart
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-RankWith = Source | tuple[Any, Any] | ClipRanker | None
+RankWith = Source | tuple[Any, Any] | ClipScorer | None
 
 # Tokens between two looks at a drawing: each waits for the device, and on XLA each is one more shape to compile.
 _PACE = {"cpu": 1, "xla": 64}
@@ -69,7 +70,7 @@ class DallePipeline:
         self.source: Source | None = None
         self._hub_options: dict[str, Any] = {}
         self._model_hash: str | None = None
-        self._rankers: dict[str, ClipRanker] = {}
+        self._rankers: dict[str, ClipScorer] = {}
 
     @classmethod
     def from_pretrained(
@@ -325,16 +326,15 @@ class DallePipeline:
             "dalle_torch": __version__,
         }
 
-    def _ranker(self, rank_with: RankWith) -> ClipRanker | None:
-        if rank_with is None or isinstance(rank_with, ClipRanker):
+    def _ranker(self, rank_with: RankWith) -> ClipScorer | None:
+        if rank_with is None or isinstance(rank_with, ClipScorer):
             return rank_with
         if isinstance(rank_with, tuple):
-            return ClipRanker(*rank_with)
+            return ClipScorer(*rank_with)
         name = str(rank_with)
         if name not in self._rankers:
-            ranker = ClipRanker.from_pretrained(
-                name, **{key: self._hub_options.get(key) for key in ("token", "cache_dir", "local_files_only")}
-            )
+            options = {key: self._hub_options.get(key) for key in ("token", "cache_dir", "local_files_only")}
+            ranker = ClipScorer.from_pretrained(name, filled=False, **options)
             ranker.model.to(self.device)
             self._rankers[name] = ranker
         return self._rankers[name]

@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from dalle_torch.cli.main import main
-from dalle_torch.pipeline.loading import EMBEDDED
 from dalle_torch.pipeline.output import read_metadata
 from dalle_torch.shapes.checker import check
 from dalle_torch.shapes.grammar import parse_caption
+from dalle_torch.storage.embedded import EMBEDDED
 
 
 @pytest.fixture(scope="module")

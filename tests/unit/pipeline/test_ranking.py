@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from dalle_torch.pipeline.ranking import ClipRanker
+from dalle_torch.evaluation.clip import ClipScorer
 from tests.tiny_pipeline import tiny_pipeline, tiny_processor
 
 PROMPTS = ["a cat", "something else"]
@@ -40,7 +40,7 @@ def folder(tmp_path_factory, clip):
 def test_scores_are_those_of_the_model_itself(clip):
     model, processor = clip
     images = [Image.effect_noise((20, 24), 100).convert("RGB"), Image.new("RGB", (16, 16), "red")]
-    scores = ClipRanker(model, processor).score(images * 2, ["a cat", "a cat", "something else", "something else"])
+    scores = ClipScorer(model, processor).score(images * 2, ["a cat", "a cat", "something else", "something else"])
     with torch.no_grad():
         inputs = processor(text=PROMPTS, images=images, return_tensors="pt", padding=True)
         expected = model(**inputs).logits_per_text / model.logit_scale.exp()
@@ -49,12 +49,16 @@ def test_scores_are_those_of_the_model_itself(clip):
     assert len(set(scores)) == 4
 
 
-def test_scores_do_not_depend_on_the_batch(clip):
-    ranker = ClipRanker(*clip)
-    images = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue", "white", "black")]
-    prompts = ["a", "b", "c", "a", "b"]
+def test_scores_do_not_depend_on_what_else_is_scored(clip):
+    scorer = ClipScorer(*clip, filled=True)
+    images = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue", "white", "black")] * 14
+    prompts = ["a", "b", "c", "a", "b"] * 14
+    scores = scorer.score(images, prompts)
+    assert scores[:3] == scorer.score(images[:3], prompts[:3])
+    assert scores[60:] == scorer.score(images[60:], prompts[60:])
     # A batch of another size rounds differently.
-    assert ranker.score(images, prompts, batch_size=2) == pytest.approx(ranker.score(images, prompts), abs=1e-5)
+    assert scores == pytest.approx(ClipScorer(*clip).score(images, prompts), abs=1e-5)
+    assert scorer.similarities(images[:3], prompts[:3]).diagonal().tolist() == pytest.approx(scores[:3], abs=1e-6)
 
 
 def test_each_prompts_pictures_come_best_first(pipe, clip):
@@ -62,7 +66,7 @@ def test_each_prompts_pictures_come_best_first(pipe, clip):
     plain = pipe(PROMPTS, **options)
     ranked = pipe(PROMPTS, rank_with=clip, **options)
     keys = list(zip(plain.prompts, plain.seeds, strict=True))
-    scores = dict(zip(keys, ClipRanker(*clip).score(plain.images, plain.prompts), strict=True))
+    scores = dict(zip(keys, ClipScorer(*clip).score(plain.images, plain.prompts), strict=True))
     assert ranked.prompts == plain.prompts
     for first in (0, 5):
         assert ranked.scores[first : first + 5] == sorted(ranked.scores[first : first + 5], reverse=True)
@@ -99,10 +103,10 @@ def test_a_model_without_two_towers_is_refused(pipe):
 def test_a_ranker_of_the_hub_is_one_download(hub, folder, clip):
     hub.add_repo("org/clip", folder)
     images = [Image.new("RGB", (16, 16), "red")]
-    expected = ClipRanker(*clip).score(images, ["a"])
-    assert ClipRanker.from_pretrained("org/clip").score(images, ["a"]) == pytest.approx(expected, abs=1e-5)
+    expected = ClipScorer(*clip).score(images, ["a"])
+    assert ClipScorer.from_pretrained("org/clip").score(images, ["a"]) == pytest.approx(expected, abs=1e-5)
     hub.stop()
-    assert ClipRanker.from_pretrained("org/clip").score(images, ["a"]) == pytest.approx(expected, abs=1e-5)
+    assert ClipScorer.from_pretrained("org/clip").score(images, ["a"]) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +122,6 @@ def test_what_cannot_rank_is_refused_by_name(hub, folder, tmp_path, source, mess
     hub.add_repo("org/pickled", {"config.json": b"{}", "pytorch_model.bin": b"pickle"})
     hub.add_repo("org/bert", {"config.json": b'{"model_type": "no-such-model"}', "model.safetensors": b""})
     with pytest.raises((ValueError, OSError)) as caught:
-        ClipRanker.from_pretrained(source)
+        ClipScorer.from_pretrained(source)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,0 +1,1 @@
+"""How good pictures are: measures and the networks behind them, over pictures, texts and tensors alone."""
