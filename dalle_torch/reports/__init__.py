@@ -1,0 +1,1 @@
+"""Results for human eyes: HTML pages of one file that open offline, and charts."""
