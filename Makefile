@@ -3,7 +3,7 @@
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
-TEST_EXTRAS := dev,train,xla
+TEST_EXTRAS := dev,train,xla,eval
 SETUP := .ci/setup
 
 .PHONY: install demo test lint bench clean help

@@ -25,6 +25,7 @@ from dalle_torch.config.shapes import (
     ShapesConfig,
     ShapesDataConfig,
     ShapesEvaluationConfig,
+    ShapesJudgeConfig,
     VQGANTrainingConfig,
 )
 from dalle_torch.config.training import MeshConfig, TrainingConfig
@@ -46,6 +47,7 @@ __all__ = [
     "ShapesConfig",
     "ShapesDataConfig",
     "ShapesEvaluationConfig",
+    "ShapesJudgeConfig",
     "TrackingConfig",
     "TrainingConfig",
     "VQGANTrainingConfig",

@@ -96,6 +96,28 @@ class ShapesEvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShapesJudgeConfig:
+    """Training of the classifier that judges drawn pictures."""
+
+    steps: int = 1000
+    batch_size: int = 64
+    lr: float = 3e-3
+    seed: int = 7
+    reconstructed: int = 800
+    """Pictures that go through the codebook once; further ones are drawn anew at each step."""
+    validation: int = 256
+    """Scenes by which its accuracy is told in the end."""
+
+    def __post_init__(self) -> None:
+        problems = (
+            below(self, 1, "steps") + below(self, 2, "batch_size") + below(self, 4, "reconstructed", "validation")
+        )
+        if self.lr <= 0:
+            problems.append(f"lr={self.lr} must be above 0")
+        refuse("judge", not_finite(self) + problems)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShapesConfig:
     """One complete run of the embedded model: codebook, codes, model."""
 
@@ -108,3 +130,4 @@ class ShapesConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: ShapesEvaluationConfig = field(default_factory=ShapesEvaluationConfig)
+    judge: ShapesJudgeConfig = field(default_factory=ShapesJudgeConfig)

@@ -1,11 +1,12 @@
 """How well a picture shows a text, by CLIP (arXiv 2103.00020).
 
-Owns: `ClipScorer`. Does not own: the order that scores give (`pipeline.ranking`), scores of data sets (`data.scoring`).
+Owns: `TwoTowerScorer`, and `ClipScorer` for models of transformers. Does not own: the order that scores give
+(`pipeline.ranking`), scores of data sets (`data.scoring`).
 """
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,15 +20,66 @@ from dalle_torch.storage import WEIGHT_FORMATS, resolve_model, sha256_of
 _T = TypeVar("_T")
 
 
-class ClipScorer:
+class TwoTowerScorer:
+    """Cosine similarities of what a text tower and an image tower say.
+
+    Args:
+        judge: how it is named in results.
+        filled: fill each batch up to `base.CHUNK`, so that scores are the same to the last digit whatever is scored
+            together; ranking a few pictures does without.
+    """
+
+    def __init__(self, judge: Judge, filled: bool) -> None:
+        self.judge, self.filled = judge, filled
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        """Cosine similarity of each picture with the prompt beside it; one float a picture, in [-1, 1]."""
+        texts, rows = self._unique_texts(prompts)
+        return (texts[rows] * self.image_features(images)).sum(dim=-1).tolist()
+
+    def similarities(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+        """Cosine similarity of every picture with every prompt, float32 [images, prompts]."""
+        texts, rows = self._unique_texts(prompts)
+        return (self.image_features(images) @ texts.T)[:, rows].cpu()
+
+    def text_features(self, prompts: Sequence[str]) -> Tensor:
+        """Of length 1, float32 [prompts, D]."""
+        return self._unit_features(self._texts, prompts)
+
+    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """Of length 1, float32 [images, D]."""
+        return self._unit_features(self._images, images)
+
+    def _unique_texts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        unique = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+        texts = self.text_features(list(unique))
+        return texts, torch.tensor([unique[prompt] for prompt in prompts], device=texts.device)
+
+    def _unit_features(self, tower: Callable[[list[_T]], Tensor], items: Sequence[_T]) -> Tensor:
+        parts = []
+        for first in range(0, len(items), CHUNK):
+            chunk = list(items[first : first + CHUNK])
+            filled = [*chunk, *([chunk[-1]] * (CHUNK - len(chunk) if self.filled else 0))]
+            parts.append(torch.nn.functional.normalize(tower(filled).float(), dim=-1)[: len(chunk)])
+        return torch.cat(parts)
+
+    def _texts(self, prompts: list[str]) -> Tensor:
+        """[prompts, D] of any length."""
+        raise NotImplementedError
+
+    def _images(self, images: list[Image.Image]) -> Tensor:
+        """[images, D] of any length."""
+        raise NotImplementedError
+
+
+class ClipScorer(TwoTowerScorer):
     """Cosine similarities by any two-tower model of transformers: CLIP, SigLIP, ChineseCLIP, ALIGN, ...
 
     Args:
         model: has `get_text_features` and `get_image_features`.
         processor: its processor, for text and images.
         judge: how it is named in results; None: an unnamed object.
-        filled: fill each batch up to `base.CHUNK`, so that scores are the same to the last digit whatever is scored
-            together; ranking a few pictures does without.
+        filled: see `TwoTowerScorer`.
 
     Raises:
         ValueError: the model has no such towers.
@@ -38,10 +90,9 @@ class ClipScorer:
             raise ValueError(
                 f"rank_with needs a model with a text and an image tower such as CLIP, got {type(model).__name__}"
             )
+        super().__init__(judge or Judge(name="clip", source=type(model).__name__, sha256=None, standard=False), filled)
         self.model = model.eval()
         self.processor = processor
-        self.filled = filled
-        self.judge = judge or Judge(name="clip", source=type(model).__name__, sha256=None, standard=False)
 
     @classmethod
     def from_pretrained(
@@ -51,7 +102,7 @@ class ClipScorer:
 
         Args:
             source: hub id, folder, wandb artifact or URL; its weights are safetensors, since others are pickles.
-            filled: see the class.
+            filled: see `TwoTowerScorer`.
             hub_options: of `storage.resolve_model`.
 
         Raises:
@@ -70,45 +121,18 @@ class ClipScorer:
         scorer.judge = Judge(name="clip", source=str(source), sha256=_hash(Path(folder)), standard=True)
         return scorer
 
-    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
-        """Cosine similarity of each picture with the prompt beside it; one float a picture, in [-1, 1]."""
-        texts, rows = self._unique_texts(prompts)
-        return (texts[rows] * self.image_features(images)).sum(dim=-1).tolist()
-
-    def similarities(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
-        """Cosine similarity of every picture with every prompt, float32 [images, prompts]."""
-        texts, rows = self._unique_texts(prompts)
-        return (self.image_features(images) @ texts.T)[:, rows].cpu()
-
-    def text_features(self, prompts: Sequence[str]) -> Tensor:
-        """Of length 1, float32 [prompts, D]."""
-        return torch.cat([self._texts(list(prompts[i : i + CHUNK])) for i in range(0, len(prompts), CHUNK)])
-
-    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
-        """Of length 1, float32 [images, D]."""
-        return torch.cat([self._images(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)])
-
-    def _unique_texts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        unique = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-        texts = self.text_features(list(unique))
-        return texts, torch.tensor([unique[prompt] for prompt in prompts], device=texts.device)
-
     @torch.no_grad()
     def _texts(self, prompts: list[str]) -> Tensor:
         # Towers such as SigLIP's are trained on texts padded to the full length; CLIP's do not mind.
         length = getattr(getattr(self.model.config, "text_config", None), "max_position_embeddings", None)
         padding: dict[str, Any] = {"padding": "max_length", "max_length": length} if length else {"padding": True}
-        inputs = self.processor(text=self._fill(prompts), return_tensors="pt", truncation=True, **padding)
-        return _unit(self.model.get_text_features(**inputs.to(self.model.device)))[: len(prompts)]
+        inputs = self.processor(text=prompts, return_tensors="pt", truncation=True, **padding)
+        return _projected(self.model.get_text_features(**inputs.to(self.model.device)))
 
     @torch.no_grad()
-    def _images(self, images: Sequence[Image.Image]) -> Tensor:
-        inputs = self.processor(images=self._fill(images), return_tensors="pt").to(self.model.device)
-        features = self.model.get_image_features(pixel_values=inputs["pixel_values"].to(self.model.dtype))
-        return _unit(features)[: len(images)]
-
-    def _fill(self, items: Sequence[_T]) -> list[_T]:
-        return [*items, *([items[-1]] * (CHUNK - len(items) if self.filled else 0))]
+    def _images(self, images: list[Image.Image]) -> Tensor:
+        inputs = self.processor(images=images, return_tensors="pt").to(self.model.device)
+        return _projected(self.model.get_image_features(pixel_values=inputs["pixel_values"].to(self.model.dtype)))
 
 
 def _hash(folder: Path) -> str:
@@ -119,7 +143,6 @@ def _hash(folder: Path) -> str:
     return total.hexdigest()
 
 
-def _unit(features: Any) -> Tensor:
+def _projected(features: Any) -> Tensor:
     # transformers 5 returns the tower's whole output, transformers 4 the projected features alone.
-    tensor = features if isinstance(features, Tensor) else features.pooler_output
-    return torch.nn.functional.normalize(tensor.float(), dim=-1)
+    return features if isinstance(features, Tensor) else features.pooler_output

@@ -1,4 +1,4 @@
-"""A model of captioned shapes from nothing: tokenizer, codebook, shards of codes, DalleBart, and their folder.
+"""A model of captioned shapes from nothing: codebook, judge, tokenizer, shards of codes, DalleBart, and their folder.
 
 Every stage leaves its result in the output folder and is skipped where that is there, so the command can be repeated
 (`dalle-torch demo --train`).
@@ -30,12 +30,14 @@ from dalle_torch.models.configuration import DalleBartConfig, VQGANConfig
 from dalle_torch.models.dalle_bart import DalleBart
 from dalle_torch.models.vqgan import VQGAN
 from dalle_torch.shapes.checker import check
+from dalle_torch.shapes.classifier import ShapesClassifier
 from dalle_torch.shapes.drawing import render
 from dalle_torch.shapes.grammar import Scene
 from dalle_torch.shapes.sampling import sample_scenes
 from dalle_torch.storage import atomic_folder
 from dalle_torch.text.processor import DalleBartProcessor
 from dalle_torch.training.run import train_run
+from dalle_torch.training.shapes_judge import train_judge
 from dalle_torch.training.shapes_text import build_tokenizer
 from dalle_torch.training.vqgan import initialise, train_vqgan
 
@@ -57,6 +59,7 @@ def run_recipe(config: ShapesConfig, output: str | os.PathLike[str]) -> Path | N
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     vqgan = _trained_vqgan(config, folder)
+    judge = _trained_judge(config, vqgan, folder / "judge")
     processor = _start(config, vqgan, folder / "start")
     _encode(config.data, vqgan, processor, folder / "tokens")
     evaluation = ShapesDataConfig(scenes=_EVALUATION_SCENES, seed=config.evaluation.seed, leave_out=0, open_shapes=0)
@@ -69,6 +72,7 @@ def run_recipe(config: ShapesConfig, output: str | os.PathLike[str]) -> Path | N
         return None
     # Written anew each time: it costs little, and a longer run may have gone on.
     export_model(folder / "run", folder / "export", vqgan=folder / "vqgan", overwrite=True)
+    judge.save(folder / "export" / "judge")
     return folder / "export"
 
 
@@ -142,6 +146,15 @@ def _trained_vqgan(config: ShapesConfig, output: Path) -> VQGAN:
         with atomic_folder(folder) as target:
             shutil.copytree(output / "vqgan-run" / "vqgan", target, dirs_exist_ok=True)
     return VQGAN.from_pretrained(folder).eval().to(memory_format=torch.channels_last)
+
+
+def _trained_judge(config: ShapesConfig, vqgan: VQGAN, folder: Path) -> ShapesClassifier:
+    if not folder.is_dir():
+        judge, accuracies = train_judge(vqgan, config.judge)
+        worst = min(accuracies, key=lambda name: accuracies[name])
+        logger.info("the judge is right in %.1f %% or more, least about %s", 100 * accuracies[worst], worst)
+        judge.save(folder)
+    return ShapesClassifier.load(folder)
 
 
 def _start(config: ShapesConfig, vqgan: VQGAN, folder: Path) -> DalleBartProcessor:

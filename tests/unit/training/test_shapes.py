@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dalle_torch.config import ShapesConfig
 from dalle_torch.config_io import load_config
+from dalle_torch.evaluation.loading import load_scorer
 from dalle_torch.models.dalle_bart import DalleBart
 from dalle_torch.models.vqgan import VQGAN
 from dalle_torch.shapes.drawing import render
@@ -35,6 +37,7 @@ def _tiny(**training: object) -> ShapesConfig:
         FILE,
         ["data.scenes=12", "training.steps=2", "training.batch_size=4", "evaluation.prompts=1",
          "training.compile=false", "training.save_every=1", "vqgan_training.continuous_steps=1",
+         "judge.steps=2", "judge.reconstructed=4", "judge.validation=4", "judge.batch_size=4",
          *(f"training.{key}={value}" for key, value in training.items())],
     )  # fmt: skip
     phases = [replace(config.vqgan_training.phases[0], steps=2, batch_size=1)]
@@ -58,6 +61,7 @@ def test_the_recipe_ends_in_a_model_that_loads(tmp_path: Path) -> None:
     tokens = model.generate(**processor("a red circle"), generator=torch.Generator().manual_seed(0))
     assert vqgan.decode(tokens[:, 1:].clamp(max=7)).shape == (1, 3, 64, 64)
     assert len(processor.tokenizer) == model.config.encoder_vocab_size
+    assert 0 <= load_scorer(folder).score([Image.new("RGB", (64, 64))], ["a red circle"])[0] <= 1
     assert model.config.image_vocab_size == vqgan.config.n_embed
     assert "captioned shapes" not in (folder / "config.json").read_text() and (folder / "README.md").is_file()
 
