@@ -71,7 +71,7 @@ class CaptionedData:
     def __post_init__(self) -> None:
         if not self.names:
             raise ValueError("no data is named: give shards, a folder of pictures, or shapes")
-        self.kind = "shapes" if list(self.names) == [SHAPES] else "codes" if _have_codes(self.names) else "pictures"
+        self.kind = "shapes" if list(self.names) == [SHAPES] else "codes" if holds_codes(self.names) else "pictures"
         """ "pictures", "codes" or "shapes"."""
 
     def describe(self) -> dict[str, object]:
@@ -153,7 +153,8 @@ class CaptionedData:
                     yield Captioned(decoded.key, sample.caption, picture=decoded.picture)
 
 
-def _have_codes(names: Sequence[str]) -> bool:
+def holds_codes(names: Sequence[str]) -> bool:
+    """Whether names stand for shards of codes; otherwise they are pictures, or nothing at all."""
     if any(image_folder(name) for name in names):
         return False
     try:

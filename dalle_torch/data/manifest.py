@@ -148,7 +148,7 @@ class ShardFolder:
         Raises:
             ValueError: it is damaged or of another format.
         """
-        text = self._read(MANIFEST)
+        text = self.read_text(MANIFEST)
         return None if text is None else Manifest.from_json(text, f"{self.url}/{MANIFEST}")
 
     def records(self) -> dict[str, ShardRecord]:
@@ -255,7 +255,8 @@ class ShardFolder:
         except FileNotFoundError:
             return {}
 
-    def _read(self, name: str) -> str | None:
+    def read_text(self, name: str) -> str | None:
+        """What a file of the folder holds; None where there is none."""
         with readable(f"{self.url}/{name}"):
             path = f"{self._root}/{name}"
             if not self.fs.exists(path):

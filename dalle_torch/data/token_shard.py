@@ -7,12 +7,12 @@ Owns: which members a sample has and how they are named. Does not own: where the
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
 import numpy as np
 
@@ -49,14 +49,7 @@ class TokenShardWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        # Read when webdataset is imported: without it, its readers run commands that names of shards hold.
-        os.environ["WDS_SECURE"] = "1"
-        try:
-            from webdataset.writer import TarWriter
-        except ImportError as error:
-            raise ValueError(f"writing shards needs webdataset: pip install 'dalle-torch[train]' ({error})") from error
-        self._file = path.open("wb")
-        self._writer = TarWriter(self._file, encoder=False, mtime=0, mode=0o644, user="", group="")
+        self._file, self._writer = _tar_writer(path)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._pending: Future[None] | None = None
         self._written = 0
@@ -93,6 +86,44 @@ class TokenShardWriter:
                 self.offsets.append(self._writer.tarstream.offset)
             self._written += 1
             self._writer.write({"__key__": item.key, CODES: to_npy(row.astype(np.uint16)), **item.members})
+
+
+class RawTarWriter:
+    """Writes samples as they are, member by member.
+
+    Raises:
+        ValueError: webdataset is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._writer = _tar_writer(path)
+        self._written = 0
+        self.offsets: list[int] = []
+        """Where every `OFFSET_STRIDE`th sample begins, in bytes."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+        self._file.close()
+
+    def write(self, key: str, members: Mapping[str, bytes]) -> None:
+        if self._written % OFFSET_STRIDE == 0:
+            self.offsets.append(self._writer.tarstream.offset)
+        self._written += 1
+        self._writer.write({"__key__": key, **members})
+
+
+def _tar_writer(path: Path) -> tuple[BinaryIO, Any]:
+    # Read when webdataset is imported: without it, its readers run commands that names of shards hold.
+    os.environ["WDS_SECURE"] = "1"
+    try:
+        from webdataset.writer import TarWriter
+    except ImportError as error:
+        raise ValueError(f"writing shards needs webdataset: pip install 'dalle-torch[train]' ({error})") from error
+    file = path.open("wb")
+    return file, TarWriter(file, encoder=False, mtime=0, mode=0o644, user="", group="")
 
 
 def text_members(
