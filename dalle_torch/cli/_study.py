@@ -57,7 +57,8 @@ def add_study_arguments(parser: argparse.ArgumentParser, *, num_images: int) -> 
         "diversity",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the first picture; each has another one")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="pictures drawn at once; by default what fits")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="pictures drawn at once; by default what fits; on "
+                        "the CPU no figure depends on it")  # fmt: skip
     add_model_arguments(parser)
 
 

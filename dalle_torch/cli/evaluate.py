@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{result['pictures']['count']:,} pictures, {setting}, against {result['data']['samples']:,} samples")
     for name, value, meaning in score_rows(result["scores"]):
         print(f"  {name:26}{value:>12.5g}   {meaning}")
-    for name, value in (result["vqgan"] or {}).items():
+    for name, value in result["vqgan"].items():
         print(f"  vqgan {name:20}{value:>12.5g}")
     for notice in result["notices"]:
         print(f"note: {notice}")

@@ -50,8 +50,12 @@ class ReconstructionStatistics:
             # A picture without any error has no finite ratio: half a step of rounding stands for it.
             self._peak_ratio += 10 * math.log10(PEAK**2 / max(error, 0.25 / original.numel()))
             self._similarity += float(similarity(reconstruction[None], original[None], data_range=PEAK))
-        self._used += torch.bincount(codes.flatten().cpu(), minlength=len(self._used))
+        self.count_codes(codes)
         self.count += len(originals)
+
+    def count_codes(self, codes: Tensor) -> None:
+        """Take in codes whose pictures are not known, int64 [B, L]: they count for the use of the codebook alone."""
+        self._used += torch.bincount(codes.flatten().cpu(), minlength=len(self._used))
 
     def result(self) -> dict[str, Any]:
         """Means over pictures.
@@ -65,13 +69,20 @@ class ReconstructionStatistics:
         """
         if not self.count:
             raise ValueError("no pictures were reconstructed")
-        share = self._used.double() / self._used.sum()
-        entropy = -float((share[share > 0] * share[share > 0].log()).sum())
         return {
             "pictures": self.count,
             "mse": self._squared_error / self.count,
             "psnr": self._peak_ratio / self.count,
             "ssim": self._similarity / self.count,
+        } | self.codebook()
+
+    def codebook(self) -> dict[str, float]:
+        """`codebook_used` and `codebook_perplexity` alone, which need no pictures."""
+        if not self._used.any():
+            raise ValueError("no codes were taken in")
+        share = self._used.double() / self._used.sum()
+        entropy = -float((share[share > 0] * share[share > 0].log()).sum())
+        return {
             "codebook_used": float((self._used > 0).double().mean()),
             "codebook_perplexity": math.exp(entropy),
         }

@@ -16,10 +16,11 @@ from typing import Any, overload
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
 
+from dalle_torch.data.text import TextEncoder
 from dalle_torch.log import get_logger, progress
 from dalle_torch.models.drawing_inputs import EncoderCache
 from dalle_torch.pipeline import DallePipeline
@@ -29,6 +30,14 @@ logger = get_logger(__name__)
 
 PORTION = 32
 """Prompts in a file."""
+LEAST_BATCH = 8
+"""Pictures that a CPU draws together at the least. Products of one or two rows add up in another order than those of
+more, and now and then a last digit decides which token is drawn."""
+
+_DIGEST = "sha256"
+_NO_MATTER = ("transformers_version", "_name_or_path", "dtype", "architectures", "drawing_condition_scale",
+              "drawing_temperature", "use_cache", "gradient_checkpointing", "use_scan")  # fmt: skip
+"""Of a configuration: what changes no picture, or is told apart elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +79,11 @@ class Drawings(Sequence[Image.Image]):
             raise IndexError(f"picture {index} of {len(self)}")
         portion, row = divmod(index, PORTION * self.num_images)
         if self._loaded is None or self._loaded[0] != portion:
-            self._loaded = (portion, load_file(portion_file(self.folder, portion))["pictures"].numpy())
+            with safe_open(portion_file(self.folder, portion), "pt") as file:
+                if row:
+                    # Asked for here and there, not one after the other.
+                    return Image.fromarray(file.get_slice("pictures")[row].numpy())
+                self._loaded = (portion, file.get_tensor("pictures").numpy())
         return Image.fromarray(self._loaded[1][row])
 
     def chunks(self, size: int) -> Iterator[tuple[list[Image.Image], list[str]]]:
@@ -99,7 +112,7 @@ def draw(
         prompts: the pictures of prompt i have the seeds from `seed + i * num_images` on.
         folder: of all drawings of the study; those of other models, settings or prompts there are left alone.
         num_images: of each prompt.
-        batch_size: pictures drawn at once; it makes no difference to them.
+        batch_size: pictures drawn at once; on the CPU it makes no difference to them, and is `LEAST_BATCH` or more.
 
     Returns:
         The pictures under each setting.
@@ -110,13 +123,9 @@ def draw(
     """
     origin = origin_of(pipe)
     folders = [folder / _digest(origin, prompts, setting, num_images, seed) for setting in settings]
-    portions = range(-(-len(prompts) // PORTION))
-    missing = [
-        (portion, number)
-        for portion in portions
-        for number, place in enumerate(folders)
-        if not _is_whole(portion_file(place, portion), min(PORTION, len(prompts) - portion * PORTION) * num_images)
-    ]
+    missing = _missing(folders, len(prompts), num_images)
+    if pipe.device.type == "cpu" and batch_size is not None:
+        batch_size = max(batch_size, LEAST_BATCH)
     for place, setting in zip(folders, settings, strict=True):
         about = {"origin": origin, "setting": asdict(setting), "num_images": num_images, "seed": seed}
         place.mkdir(parents=True, exist_ok=True)
@@ -134,8 +143,9 @@ def draw(
                 **asdict(settings[number]),
             )  # fmt: skip
             pictures = torch.from_numpy(np.stack([np.asarray(image) for image in output.images]))
+            tensors = {"pictures": pictures, "codes": output.tokens.int()}
             with atomic_file(portion_file(folders[number], portion)) as path:
-                path.write_bytes(save({"pictures": pictures, "codes": output.tokens.int()}))
+                path.write_bytes(save(tensors, metadata={_DIGEST: _content_hash(tensors)}))
     finally:
         pipe.encoder_cache = None
     return [Drawings(place, prompts, num_images) for place in folders]
@@ -143,11 +153,14 @@ def draw(
 
 def origin_of(pipe: DallePipeline) -> dict[str, Any]:
     """What decides a picture beside its prompt, setting and seed."""
+    config = {name: value for name, value in pipe.model.config.to_dict().items() if name not in _NO_MATTER}
     return {
         "model": pipe.model_hash or module_hash(pipe.model),
+        "config": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
+        "text": TextEncoder(pipe.processor).fingerprint,
         "vqgan": module_hash(pipe.vqgan),
         "dtype": str(pipe.model.dtype).removeprefix("torch."),
-        "quantize": pipe.quantize,
+        "device": pipe.device.type,
     }
 
 
@@ -165,13 +178,40 @@ def _digest(origin: dict[str, Any], prompts: Sequence[str], setting: Setting, nu
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _missing(folders: Sequence[Path], prompts: int, num_images: int) -> list[tuple[int, int]]:
+    """(portion, index of the folder) of all that is to be drawn, portion by portion."""
+    missing, damaged = [], []
+    for portion in range(-(-prompts // PORTION)):
+        pictures = min(PORTION, prompts - portion * PORTION) * num_images
+        for number, folder in enumerate(folders):
+            path = portion_file(folder, portion)
+            if not path.is_file():
+                missing.append((portion, number))
+            elif not _is_whole(path, pictures):
+                missing.append((portion, number))
+                damaged.append(path)
+    if damaged:
+        logger.warning(
+            "%d of the files with pictures that were kept are damaged, the first is %s: their pictures are drawn again",
+            len(damaged), damaged[0],
+        )  # fmt: skip
+    return missing
+
+
 def _is_whole(path: Path, pictures: int) -> bool:
-    if not path.is_file():
-        return False
     try:
-        if len(load_file(path)["pictures"]) == pictures:
-            return True
-    except (SafetensorError, KeyError, OSError) as error:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in ("pictures", "codes")}
+            found = (file.metadata() or {}).get(_DIGEST)
+    except (SafetensorError, KeyError, OSError, ValueError) as error:
         logger.debug("%s: %s", path, error)
-    logger.warning("%s is damaged: its pictures are drawn again", path)
-    return False
+        return False
+    return len(tensors["pictures"]) == pictures and found == _content_hash(tensors)
+
+
+def _content_hash(tensors: dict[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {list(tensor.shape)}".encode())
+        total.update(np.ascontiguousarray(tensor.numpy()).data)
+    return total.hexdigest()

@@ -4,6 +4,7 @@ Owns: the order of the measurements, the result, its page. Does not own: the fig
 (`drawings`, `reference`).
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from dalle_torch.models.packing import can_pack
 from dalle_torch.pipeline import DallePipeline
 from dalle_torch.reports.html import Page
 from dalle_torch.studies.drawings import Drawings, Setting, draw, origin_of
-from dalle_torch.studies.reference import Reference, about_judges, measure_reference
+from dalle_torch.studies.reference import Reference, about_data, about_judges, measure_reference
 
 RESULT, PAGE = "evaluation.json", "report.html"
 _SHOWN = 32
@@ -83,13 +84,10 @@ def evaluate(
     scores, notices = score_drawings(drawings, reference.features, extractor, scorer)
     scores |= {"evaluation_loss": reference.loss, "text_image_score_of_data": reference.score}
     judges, warnings = about_judges(extractor, scorer)
-    if data.kind == "codes":
-        warnings.append(
-            "the data are codes: what the VQGAN makes of them stands for the pictures that they were made of"
-        )
+    warnings += about_data(data)
     result: dict[str, Any] = {
         "model": origin | {"source": str(pipe.source or "unnamed")},
-        "data": data.describe() | {"samples": len(reference.captions)},
+        "data": data.describe() | {"samples": len(reference.captions), "sha256": reference.sha256},
         "setting": asdict(setting),
         "pictures": {"count": len(drawings), "of_each_prompt": options.num_images, "seed": options.seed},
         "judges": judges,
@@ -129,6 +127,9 @@ def score_drawings(
         features.update(found)
         groups.add(found)
         total += sum(scorer.score(images, prompts))
+    if not math.isfinite(total):
+        raise ValueError(f"{scorer.judge.name} ({scorer.judge.source}) gave scores that are no numbers: its weights "
+                         "are damaged, or its dtype is too narrow; the pictures are kept")  # fmt: skip
     mean, deviation = kernel_distance(features, reference)
     different = len(set(drawings.prompts)) > 1
     scores: dict[str, float | None] = {
@@ -158,9 +159,11 @@ class _Groups:
         return self.total / self.count
 
 
-def _reconstruction(reference: Reference) -> dict[str, Any] | None:
-    if reference.reconstruction is None or reference.reconstructed is None:
-        return None
+def _reconstruction(reference: Reference) -> dict[str, Any]:
+    """Of the VQGAN: of codes alone, no more than how they use the codebook."""
+    assert reference.reconstruction is not None
+    if reference.reconstructed is None:
+        return reference.reconstruction.codebook()
     fid = frechet_distance(reference.reconstructed, reference.features)
     return reference.reconstruction.result() | {"fid": fid}
 
@@ -189,9 +192,8 @@ def _page(result: dict[str, Any], reference: Reference, drawings: Drawings) -> P
         page.notice(notice)
     page.heading("Scores")
     page.table(["score", "value", "meaning"], score_rows(result["scores"]))
-    if result["vqgan"] is not None:
-        page.heading("The VQGAN's reconstructions")
-        page.table(["figure", "value"], list(result["vqgan"].items()))
+    page.heading("The VQGAN")
+    page.table(["figure", "value"], list(result["vqgan"].items()))
     page.heading("Drawn")
     _gallery(page, drawings[:_SHOWN], drawings.prompts[:_SHOWN])
     page.heading("Data" if result["data"]["kind"] != "codes" else "Data, as the VQGAN decodes them")

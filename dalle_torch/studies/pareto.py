@@ -19,7 +19,7 @@ from typing import Any
 
 from dalle_torch.data.captioned import CaptionedData
 from dalle_torch.evaluation.base import FeatureExtractor, TextImageScorer
-from dalle_torch.evaluation.protocol import environment, write_result
+from dalle_torch.evaluation.protocol import PROTOCOL, environment, write_result
 from dalle_torch.log import get_logger
 from dalle_torch.models.packing import can_pack
 from dalle_torch.pipeline import DallePipeline
@@ -28,7 +28,7 @@ from dalle_torch.reports.html import Page
 from dalle_torch.storage import atomic_file
 from dalle_torch.studies.drawings import Drawings, Setting, draw, origin_of
 from dalle_torch.studies.evaluate import EXPLAINED, EvaluationOptions, score_drawings
-from dalle_torch.studies.reference import about_judges, measure_reference
+from dalle_torch.studies.reference import about_data, about_judges, measure_reference
 
 logger = get_logger(__name__)
 
@@ -86,9 +86,10 @@ def pareto(
         num_images=options.num_images, seed=options.seed, batch_size=options.batch_size,
     )  # fmt: skip
     judges, notices = about_judges(extractor, scorer)
+    notices += about_data(data)
     rows: list[dict[str, Any]] = []
     for setting, drawings in zip(settings, drawn, strict=True):
-        key = json.dumps([judges, data.describe(), len(reference.captions)], sort_keys=True)
+        key = json.dumps([PROTOCOL, judges, reference.sha256], sort_keys=True)
         scores, said = _scored(drawings, key, reference.features, extractor, scorer)
         notices += [notice for notice in said if notice not in notices]
         rows.append(asdict(setting) | scores)
@@ -96,7 +97,8 @@ def pareto(
         row["pareto"] = best
     result: dict[str, Any] = {
         "model": origin | {"source": str(pipe.source or "unnamed")},
-        "data": data.describe() | {"samples": len(reference.captions), "text_image_score": reference.score},
+        "data": data.describe()
+        | {"samples": len(reference.captions), "sha256": reference.sha256, "text_image_score": reference.score},
         "pictures": {"of_a_setting": len(drawn[0]), "of_each_prompt": options.num_images, "seed": options.seed},
         "judges": judges,
         "settings": rows,

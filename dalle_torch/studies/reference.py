@@ -4,6 +4,7 @@ Owns: one pass over the data: features, reconstruction by the VQGAN, the evaluat
 (`data.captioned`), statistics (`evaluation`).
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -34,9 +35,12 @@ class Reference:
     Attributes:
         captions: of its samples, the prompts that are drawn.
         features: of its pictures, or of what the VQGAN makes of its codes.
-        reconstructed: features of the reconstructions, and their errors; None where the data are codes.
+        reconstruction: errors of the VQGAN's reconstructions, and its codes; None where they were not asked for. Where
+            the data are codes there are no errors.
+        reconstructed: features of the reconstructions; None as well where the data are codes.
         loss: mean cross entropy of the image tokens under the model.
         score: mean agreement of pictures and captions.
+        sha256: of all captions and pictures or codes, in their order.
         shown: some of the pictures.
     """
 
@@ -46,6 +50,7 @@ class Reference:
     reconstructed: FeatureStatistics | None
     loss: float
     score: float
+    sha256: str = ""
     shown: list[Image.Image] = field(default_factory=list)
     shown_reconstructed: list[Image.Image] = field(default_factory=list)
 
@@ -67,30 +72,39 @@ def measure_reference(
         with_model: the loss and the reconstruction too, which a study of settings does not need.
 
     Raises:
-        OSError, ValueError: as `CaptionedData.samples`, and as the judges.
+        OSError, ValueError: as `CaptionedData.samples`, and as the judges; fewer than two samples.
     """
     text = TextEncoder(pipe.processor)
     features = FeatureStatistics(extractor.dimensions)
     with_pictures = data.kind != "codes"
-    reconstruction = ReconstructionStatistics(pipe.vqgan.config.n_embed) if with_model and with_pictures else None
-    reconstructed = FeatureStatistics(extractor.dimensions) if reconstruction is not None else None
+    reconstruction = ReconstructionStatistics(pipe.vqgan.config.n_embed) if with_model else None
+    reconstructed = FeatureStatistics(extractor.dimensions) if with_model and with_pictures else None
+    content = hashlib.sha256()
     found = Reference([], features, reconstruction, reconstructed, 0.0, 0.0)
     losses = scores = 0.0
     for samples in progress(_chunks(data, limit), total=limit and -(-limit // CHUNK), desc="reading", unit="batch"):
         captions = [sample.caption for sample in samples]
-        codes, again = _codes(pipe.vqgan, samples, decoded=reconstruction is not None or not with_pictures)
-        pictures = again if not with_pictures else [_picture(sample) for sample in samples]
+        for sample in samples:
+            content.update(_content(sample))
+        codes, again = _codes(pipe.vqgan, samples) if with_model or not with_pictures else (None, [])
+        pictures = [_picture(sample) for sample in samples] if with_pictures else again
         features.update(extractor.features(pictures))
         scores += sum(scorer.score(pictures, captions))
         found.captions += captions
         room = SAMPLES_SHOWN - len(found.shown)
         found.shown += pictures[:room]
-        if with_model:
-            losses += float(sample_losses(pipe, text, captions, codes).sum())
-        if reconstruction is not None and reconstructed is not None:
+        if codes is None or reconstruction is None:
+            continue
+        losses += float(sample_losses(pipe, text, captions, codes).sum())
+        if reconstructed is None:
+            reconstruction.count_codes(codes)
+        else:
             reconstruction.update(_stacked(pictures), _stacked(again), codes)
             reconstructed.update(extractor.features(again))
             found.shown_reconstructed += again[:room]
+    if len(found.captions) < 2:
+        raise ValueError(f"{' '.join(data.names)} has one usable sample: distances of pictures need at least 2")
+    found.sha256 = content.hexdigest()
     found.loss, found.score = losses / len(found.captions), scores / len(found.captions)
     return found
 
@@ -116,7 +130,13 @@ def _picture(sample: Captioned) -> Image.Image:
     return Image.fromarray(sample.picture)
 
 
-def _codes(vqgan: VQGAN, samples: tuple[Captioned, ...], decoded: bool) -> tuple[Tensor, list[Image.Image]]:
+def _content(sample: Captioned) -> bytes:
+    values = sample.picture if sample.picture is not None else sample.codes
+    assert values is not None
+    return hashlib.sha256(sample.caption.encode("utf-8", "surrogatepass") + b"\0" + values.tobytes()).digest()
+
+
+def _codes(vqgan: VQGAN, samples: tuple[Captioned, ...]) -> tuple[Tensor, list[Image.Image]]:
     """The codes of samples, int64 [B, L] on the CPU, and the pictures that they make."""
     device = next(vqgan.parameters()).device
     if samples[0].codes is not None:
@@ -124,8 +144,6 @@ def _codes(vqgan: VQGAN, samples: tuple[Captioned, ...], decoded: bool) -> tuple
     else:
         pixels = vqgan.images_to_pixels([_picture(sample) for sample in samples])
         codes = vqgan.encode(_filled(pixels).to(device)).cpu()[: len(samples)]
-    if not decoded:
-        return codes, []
     return codes, vqgan.pixels_to_images(vqgan.decode(_filled(codes).to(device)))[: len(samples)]
 
 
@@ -149,3 +167,17 @@ def about_judges(extractor: FeatureExtractor, scorer: TextImageScorer) -> tuple[
         if not judge["standard"]
     ]
     return judges, notices
+
+
+def about_data(data: CaptionedData) -> list[str]:
+    """What has to be said of data that were read."""
+    notices = []
+    if data.kind == "codes":
+        notices.append(
+            "the data are codes: what the VQGAN makes of them stands for the pictures that they were made of, and the "
+            "errors of the VQGAN itself (MSE, PSNR, SSIM, FID) are not measured; give the pictures for these"
+        )
+    if data.skipped:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(data.skipped.items()))
+        notices.append(f"samples of the data were left out: {reasons}")
+    return notices

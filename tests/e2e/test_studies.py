@@ -80,7 +80,10 @@ def test_data_of_codes_and_of_pictures(tmp_path):
     pictures, codes = result_of(tmp_path / "a"), result_of(tmp_path / "b")
     assert pictures["data"]["kind"] == "pictures" and codes["data"]["kind"] == "codes"
     assert pictures["data"]["skipped"] == {"image_damaged": 1} and pictures["data"]["samples"] == 11
-    assert codes["vqgan"] is None and any("the data are codes" in notice for notice in codes["notices"])
+    assert any("the data are codes" in notice for notice in codes["notices"])
+    used = {name: pictures["vqgan"][name] for name in ("codebook_used", "codebook_perplexity")}
+    assert codes["vqgan"] == pytest.approx(used), "no errors of a VQGAN without pictures"
+    assert "samples of the data were left out: image_damaged 1" in pictures["notices"]
     # Pictures come as PNG, so codes are the same; the order is that of the shard.
     assert codes["scores"]["evaluation_loss"] == pytest.approx(pictures["scores"]["evaluation_loss"], rel=1e-4)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dalle_torch.studies import drawings
-from dalle_torch.studies.drawings import Setting, draw, portion_file
+from dalle_torch.studies.drawings import Setting, draw, origin_of, portion_file
 from tests.tiny_pipeline import tiny_pipeline
 
 PROMPTS = [f"number {n}" for n in range(10)]
@@ -62,11 +62,15 @@ def test_what_is_there_is_not_drawn_again_and_what_is_damaged_is(pipe, tmp_path,
     monkeypatch.setattr(type(pipe), "__call__", lambda self, *a, **k: calls.append(a[0]) or plain(self, *a, **k))
     draw(pipe, PROMPTS, SETTINGS[:1], tmp_path)
     assert calls == []
+    one_bit = bytearray(portion_file(first.folder, 0).read_bytes())
+    one_bit[-5] ^= 1
+    portion_file(first.folder, 0).write_bytes(one_bit)
     portion_file(first.folder, 1).write_bytes(b"\x08\x00\x00\x00")
     portion_file(first.folder, 2).unlink()
     (again,) = draw(pipe, PROMPTS, SETTINGS[:1], tmp_path)
-    assert [len(prompts) for prompts in calls] == [4, 2]
-    assert (pixels(again) == before).all() and "is damaged" in caplog.text
+    assert [len(prompts) for prompts in calls] == [4, 4, 2]
+    assert (pixels(again) == before).all()
+    assert f"2 of the files with pictures that were kept are damaged, the first is {first.folder}" in caplog.text
     # another setting, seed or list of prompts lies elsewhere
     others = [
         draw(pipe, PROMPTS, SETTINGS[1:2], tmp_path)[0],
@@ -80,6 +84,23 @@ def test_batches_make_no_difference(pipe, tmp_path):
     (one,) = draw(pipe, PROMPTS, SETTINGS[1:2], tmp_path / "a", batch_size=1)
     (all_at_once,) = draw(pipe, PROMPTS, SETTINGS[1:2], tmp_path / "b", batch_size=4)
     assert (pixels(one) == pixels(all_at_once)).all()
+
+
+def test_other_weights_configuration_or_tokenizer_are_another_model(pipe):
+    first = origin_of(pipe)
+    assert origin_of(tiny_pipeline()) == first
+    lengthened = tiny_pipeline()
+    lengthened.processor.max_text_length = 6
+    others = [tiny_pipeline(activation_function="relu"), tiny_pipeline(init_std=0.2), lengthened]
+    assert all(origin_of(other) != first for other in others)
+    assert origin_of(tiny_pipeline(activation_function="relu"))["model"] == first["model"], "the weights are the same"
+
+
+def test_pictures_asked_for_in_any_order_are_the_same(pipe, tmp_path):
+    (found,) = draw(pipe, PROMPTS, SETTINGS[:1], tmp_path)
+    in_order = pixels(found)
+    for row in (9, 3, 8, 0, 4, 7):
+        assert (np.asarray(found[row]) == in_order[row]).all()
 
 
 def test_pictures_are_counted_from_the_start_alone(pipe, tmp_path):
