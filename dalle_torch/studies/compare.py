@@ -148,6 +148,8 @@ class Study:
     def _wanted(self, row: Row) -> list[PlannedRun]:
         """The runs with the first seed, and those with the rate that was best there."""
         runs, first = self.plans[row.name], self.config.seeds[0]
+        if not row.learning_rates:
+            return runs
         trials = [run for run in runs if run.seed == first]
         if any(not self._is_done(run) for run in trials):
             return trials

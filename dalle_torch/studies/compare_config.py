@@ -22,7 +22,7 @@ from dalle_torch.config_io import load_config
 class ComparisonDataConfig:
     """Captioned shapes, drawn and encoded once for all rows; shards of one's own go into `run.data` instead."""
 
-    shapes: ShapesDataConfig = field(default_factory=lambda: ShapesDataConfig(scenes=4800))
+    shapes: ShapesDataConfig = field(default_factory=lambda: ShapesDataConfig(scenes=4000))
     """Scenes to train on."""
     model: str = "shapes"
     """Source of tokenizer and VQGAN: a folder as `dalle-torch export` writes it, or "shapes", the embedded one."""

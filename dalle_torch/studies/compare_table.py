@@ -164,7 +164,7 @@ def build_comparison(
     chosen = {name: _chosen(found, seeds[0]) for name, found in results.items() if found}
     spans = [_time(runs) for runs in chosen.values()]
     seconds = min((span for span in spans if span is not None), default=None)
-    first = next(iter(chosen.values()), [])
+    first = chosen.get(next(iter(results)), [])
     rows = [_summary(name, runs, results[name], first, seeds[0], seconds, chance) for name, runs in chosen.items()]
     missing = sum(len(seeds) - len(chosen.get(name, [])) for name in results)
     return Comparison(title=title, rows=rows, chance=chance, seconds=seconds, missing=missing)
