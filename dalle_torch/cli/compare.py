@@ -22,6 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs beside each other, one thread each. Default: one a core"
     )
+    parser.add_argument("--only", action="append", default=[], metavar="ROW", help="train this row alone; may come "
+                        "several times")  # fmt: skip
+    parser.add_argument("--seed", action="append", type=int, default=[], metavar="N", help="train with this seed of the file "
+                        "alone; may come several times")  # fmt: skip
     parser.add_argument("--rerun", action="store_true", help="train runs anew that the folder has with other settings")
     parser.add_argument("--report-only", action="store_true", help="train nothing: table and report of the runs that "
                         "are there")  # fmt: skip
@@ -43,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_comparison(args.config, args.overrides)
     output = Path("runs") / f"compare-{Path(args.config).stem}" if args.output is None else Path(args.output)
     study = Study(config, output, rerun=args.rerun)
-    failed = {} if args.report_only else study.train(jobs)
+    failed = {} if args.report_only else study.train(jobs, args.only, args.seed)
     if failed:
         print(f"{len(failed)} runs failed; the same command tries them again:")
         for name, reason in failed.items():

@@ -54,26 +54,29 @@ class Study:
         self.plans = {row.name: self._plan(row, config.seeds, row.learning_rates or [None]) for row in config.rows}
         self._check()
 
-    def train(self, jobs: int) -> dict[str, str]:
+    def train(self, jobs: int, rows: Sequence[str] = (), seeds: Sequence[int] = ()) -> dict[str, str]:
         """Train what is not done, `jobs` runs at a time; returns the runs that failed, by name, and why.
+
+        Args:
+            rows, seeds: train these alone, of those in the file; empty: all.
 
         Raises:
             KeyboardInterrupt: Ctrl-C; what is done is kept, and the same call goes on.
+            ValueError: a row or a seed is not in the file.
         """
-        todo = [run for runs in self.plans.values() for run in runs if not self._is_done(run)]
-        if not todo:
-            return {}
+        rows, seeds = self._chosen(rows, seeds)
         if self.config.data is not None:
             make_data(self.config.data, self.output)
         self.chance()
         first = self.config.seeds[0]
         failed: dict[str, str] = {}
         # Rows with several rates come to their other seeds when the rate is chosen.
-        total = sum(len(self._needed(row)) for row in self.config.rows)
-        with progress(total=total, desc="comparing", unit="run") as bar:
-            bar.update(sum(self._is_done(run) for row in self.config.rows for run in self._needed(row)))
-            for stage in (lambda run: run.seed == first, lambda run: True):
-                wanted = [run for row in self.config.rows for run in self._wanted(row) if stage(run)]
+        needed = [run for name in rows for run in self._needed(self._row(name)) if run.seed in seeds]
+        with progress(total=len(needed), desc="comparing", unit="run") as bar:
+            bar.update(sum(map(self._is_done, needed)))
+            for stage in ([first], seeds):
+                wanted = [run for name in rows for run in self._wanted(self._row(name))]
+                wanted = [run for run in wanted if run.seed in stage and run.seed in seeds]
                 # Row after row for each seed, so that an early stop leaves a whole comparison of fewer seeds.
                 wanted.sort(key=lambda run: self.config.seeds.index(run.seed))
                 started = [run for run in wanted if not self._is_done(run) and run.name not in failed]
@@ -138,6 +141,19 @@ class Study:
                 f"{self.output} has {len(changed)} run(s) of other settings, as {name} ({what}): name another "
                 f"--output, or add --rerun to train them anew"
             )
+
+    def _chosen(self, rows: Sequence[str], seeds: Sequence[int]) -> tuple[list[str], list[int]]:
+        known = {slug(name): name for name in self.plans}
+        strangers = [name for name in rows if slug(name) not in known]
+        if strangers:
+            raise ValueError(f"{', '.join(strangers)}: no such row; there are {', '.join(self.plans)}")
+        others = [str(seed) for seed in seeds if seed not in self.config.seeds]
+        if others:
+            raise ValueError(f"seed {', '.join(others)} is not in seeds={self.config.seeds} of the comparison")
+        return [known[slug(name)] for name in rows] or list(self.plans), list(seeds or self.config.seeds)
+
+    def _row(self, name: str) -> Row:
+        return next(row for row in self.config.rows if row.name == name)
 
     def _needed(self, row: Row) -> list[PlannedRun]:
         """As many runs of a row as there will be, whichever its rate."""

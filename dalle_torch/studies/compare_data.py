@@ -3,6 +3,7 @@
 Owns: captioned shapes as shards, the chance level. Does not own: drawing (`shapes`), encoding (`data.encode`).
 """
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Iterable
@@ -53,6 +54,15 @@ def make_data(config: ComparisonDataConfig, folder: Path) -> None:
     made = _folder(config, folder)
     if (made / "done").exists():
         return
+    made.mkdir(parents=True, exist_ok=True)
+    # Several commands may work on rows of one comparison.
+    with (made / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (made / "done").exists():
+            _make(config, made)
+
+
+def _make(config: ComparisonDataConfig, made: Path) -> None:
     source = _source(config)
     vqgan = VQGAN.from_pretrained(f"{source}/vqgan").eval().to(memory_format=torch.channels_last)
     text = TextEncoder(DalleBartProcessor.from_pretrained(source))

@@ -187,6 +187,7 @@ def _summary(
     steps = [run.measured.step_seconds for run in runs if run.measured.step_seconds]
     memory = [run.memory for run in runs if run.memory is not None]
     paired = paired_differences(runs, first)
+    rates = {run.lr: run.final for run in all_runs if run.seed == seed}
     troubles = {run.name: divergence(run.measured, chance, run.error) for run in runs}
     return Summary(
         name=name, lr=runs[0].lr, parameters=runs[0].parameters, results=runs,
@@ -196,9 +197,16 @@ def _summary(
         # A mean over some of the seeds would be of other runs than the others'.
         loss_at_seconds=mean(at_seconds) if len(at_seconds) == len(runs) and runs else None,
         step_seconds=median(steps) if steps else None, memory=max(memory) if memory else None,
-        rates={run.lr: run.final for run in all_runs if run.seed == seed},
-        trouble=[f"seed {run.seed}: {what}" for run in runs for what in troubles[run.name]],
+        rates=rates,
+        trouble=[f"seed {run.seed}: {what}" for run in runs for what in troubles[run.name]] + at_edge(runs[0].lr, rates),
     )  # fmt: skip
+
+
+def at_edge(rate: float, rates: Mapping[float, float | None]) -> list[str]:
+    """In words that the best of several learning rates is the highest or the lowest: a better one may lie beyond."""
+    if len(rates) > 1 and rate in (min(rates), max(rates)):
+        return [f"best at the {'lowest' if rate == min(rates) else 'highest'} lr tried"]
+    return []
 
 
 def paired_differences(runs: Sequence[Result], first: Sequence[Result]) -> list[float]:

@@ -1,4 +1,4 @@
-"""`dalle-torch compare`: two variants and two seeds in parallel processes, killed on the way, end as if never killed."""
+"""`dalle-torch compare`: two variants and two seeds in parallel processes, killed on the way, end as if not."""
 
 import csv
 import json

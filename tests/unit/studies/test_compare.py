@@ -102,6 +102,22 @@ def test_what_is_done_is_not_done_again(source: Path, tmp_path: Path, pool: Pool
     assert pool.ran == ["base-seed2", "rates-lr0.2-seed2"]
 
 
+def test_rows_and_seeds_can_be_trained_alone(source: Path, tmp_path: Path, pool: Pool) -> None:
+    study = Study(config(source), tmp_path)
+    study.train(jobs=1, rows=["Base"], seeds=[1])
+    # Which rate goes on is not known before the first seed.
+    study.train(jobs=1, rows=["rates"], seeds=[1])
+    assert pool.ran == ["base-seed1"]
+    study.train(jobs=1, rows=["rates"])
+    assert pool.ran[1:] == ["rates-lr0.1-seed0", "rates-lr0.2-seed0", "rates-lr0.4-seed0", "rates-lr0.2-seed1"]
+    found = study.results()
+    assert found.missing == 1 and found.rows[1].verdict == "one seed alone"
+    with pytest.raises(ValueError, match="nobody: no such row; there are base, rates"):
+        study.train(jobs=1, rows=["nobody"])
+    with pytest.raises(ValueError, match=r"seed 7 is not in seeds=\[0, 1\]"):
+        study.train(jobs=1, seeds=[7])
+
+
 def test_runs_of_other_settings_are_refused_or_trained_anew(source: Path, tmp_path: Path, pool: Pool) -> None:
     Study(config(source), tmp_path).train(jobs=1)
     (tmp_path / "runs" / "base-seed0" / "left").touch()

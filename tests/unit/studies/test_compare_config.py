@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
+from dalle_torch.cli.main import build_parser
 from dalle_torch.studies.compare import Study
 from dalle_torch.studies.compare_config import ComparisonConfig, Row, load_comparison, place, plan_runs, slug
 from dalle_torch.training.setup import model_config
@@ -113,3 +115,15 @@ def test_overrides_reach_the_runs_and_the_comparison() -> None:
 
 def test_names_become_folders() -> None:
     assert slug("Sandwich-LN (CogView)") == "sandwich-ln-cogview"
+
+
+def test_the_sweep_has_the_rows_and_seeds_of_the_comparison() -> None:
+    sweep = yaml.safe_load(Path("configs/compare/sweep.yaml").read_text(encoding="utf-8"))
+    found = load_comparison("configs/compare/variants.yaml")
+    assert sweep["parameters"]["only"]["values"] == [slug(row.name) for row in found.rows]
+    assert sweep["parameters"]["seed"]["values"] == found.seeds
+    # An agent puts the parameters in as --seed=0 --only=NAME.
+    words = [word for word in sweep["command"][1:] if word != "${args}"]
+    args = build_parser().parse_args([*words[1:], "--seed=0", "--only=pre-ln"])
+    assert (args.seed, args.only, args.jobs) == ([0], ["pre-ln"], 1)
+    assert load_comparison(args.config, args.overrides).run["tracking"] == {"wandb": "online"}

@@ -46,6 +46,7 @@ def test_the_best_rate_of_the_first_seed_is_shown_and_the_others_are_told() -> N
     (row,) = build_comparison("T", {"a": runs}, seeds=[0, 1], chance=4.0).rows
     assert (row.lr, row.loss) == (0.2, pytest.approx(2.1))
     assert row.rates == {0.1: 2.5, 0.2: 2.0}
+    assert row.trouble == ["best at the highest lr tried"]
 
 
 def test_a_run_that_diverged_is_told_of_and_not_averaged() -> None:
