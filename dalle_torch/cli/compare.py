@@ -19,13 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                         help="lay an option over the file, as run.training.steps=100 or 'seeds=[0]'; may come several "
                         "times")  # fmt: skip
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help="runs beside each other, one thread each. Default: one a core"
-    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs beside each other, one thread each. Default: one a "
+                        "core")  # fmt: skip
     parser.add_argument("--only", action="append", default=[], metavar="ROW", help="train this row alone; may come "
                         "several times")  # fmt: skip
-    parser.add_argument("--seed", action="append", type=int, default=[], metavar="N", help="train with this seed of the file "
-                        "alone; may come several times")  # fmt: skip
+    parser.add_argument("--seed", action="append", type=int, default=[], metavar="N",
+                        help="train with this seed of the file alone; may come several times")  # fmt: skip
     parser.add_argument("--rerun", action="store_true", help="train runs anew that the folder has with other settings")
     parser.add_argument("--report-only", action="store_true", help="train nothing: table and report of the runs that "
                         "are there")  # fmt: skip

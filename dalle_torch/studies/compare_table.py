@@ -188,7 +188,7 @@ def _summary(
     memory = [run.memory for run in runs if run.memory is not None]
     paired = paired_differences(runs, first)
     rates = {run.lr: run.final for run in all_runs if run.seed == seed}
-    troubles = {run.name: divergence(run.measured, chance, run.error) for run in runs}
+    trouble = [f"seed {run.seed}: {what}" for run in runs for what in divergence(run.measured, chance, run.error)]
     return Summary(
         name=name, lr=runs[0].lr, parameters=runs[0].parameters, results=runs,
         loss=mean(finals) if finals else None, low=min(finals, default=None), high=max(finals, default=None),
@@ -198,7 +198,7 @@ def _summary(
         loss_at_seconds=mean(at_seconds) if len(at_seconds) == len(runs) and runs else None,
         step_seconds=median(steps) if steps else None, memory=max(memory) if memory else None,
         rates=rates,
-        trouble=[f"seed {run.seed}: {what}" for run in runs for what in troubles[run.name]] + at_edge(runs[0].lr, rates),
+        trouble=trouble + at_edge(runs[0].lr, rates),
     )  # fmt: skip
 
 
