@@ -53,13 +53,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile: slow to start, then faster")
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that say how tokens are chosen."""
+def add_sampling_arguments(parser: argparse.ArgumentParser, *, seed: bool = True) -> None:
+    """Options that say how tokens are chosen; `seed`: and from which random numbers."""
     parser.add_argument("--condition-scale", type=float, metavar="S", help="weight of the prompt; default: the model's")
     parser.add_argument("--top-k", type=int, metavar="K", help="only the K most likely tokens; by default all")
     parser.add_argument("--top-p", type=float, metavar="P", help="only the likeliest tokens that reach P together")
     parser.add_argument("--temperature", type=float, metavar="T", help="below 1 tamer, above 1 wilder, 0 greedy")
-    parser.add_argument("--seed", type=int, default=0, help="of each prompt's first picture; the next has the next one")
+    if seed:
+        parser.add_argument("--seed", type=int, default=0, help="of each prompt's first picture; the next has the next")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -109,11 +110,12 @@ def check_options(args: argparse.Namespace, **drawing: Any) -> None:
     SamplingOptions(**{name: value for name, value in given.items() if name not in ("seed", "compile")})
 
 
-def load_pipeline(args: argparse.Namespace, *, image_processors: bool = False) -> "DallePipeline":
+def load_pipeline(args: argparse.Namespace, *, image_processors: bool = False, pack: bool = True) -> "DallePipeline":
     """The pipeline that `add_model_arguments` describes, on its device.
 
     Args:
         image_processors: the command will use transformers' image processors.
+        pack: rearrange weights for drawing on the CPU; a packed model does nothing else.
     """
     from dalle_torch.cli._startup import import_models
 
@@ -136,7 +138,7 @@ def load_pipeline(args: argparse.Namespace, *, image_processors: bool = False) -
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and pipe.model.num_parameters() < _SMALL_MODEL:
         torch.set_num_threads(1)
     # The compiler has layouts of its own.
-    if args.quantize or (can_pack(pipe.model) and not args.compile):
+    if pack and (args.quantize or (can_pack(pipe.model) and not args.compile)):
         pipe.pack(args.quantize)
     return pipe
 

@@ -77,7 +77,7 @@ class ShapesScorer(_Shapes):
         tables = []
         for features in self._features(images).split(CHUNK):
             filled = torch.cat([features, features[-1:].expand(CHUNK - len(features), -1)])
-            shares = {name: head(filled).softmax(dim=1) for name, head in self.network.heads.items()}
+            shares = {name: logits.softmax(dim=1) for name, logits in self.network.logits(filled).items()}
             tables.append(agreement(shares, scenes)[: len(features)])
         return torch.cat(tables)
 

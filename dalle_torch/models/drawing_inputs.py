@@ -5,7 +5,7 @@ Owns: the checks of what `generate` is given, the encoder's one run. Does not ow
 the loop (`generation`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -31,6 +31,35 @@ class Prompts:
         return self.states.shape[0] // (2 if self.guided else 1)
 
 
+class EncoderCache:
+    """What the encoder made of prompts, by their ids: drawn again with other settings, a prompt is not encoded again.
+
+    Args:
+        limit: prompts that are kept, the latest; each takes T x d_model numbers.
+    """
+
+    def __init__(self, limit: int = 256) -> None:
+        self.limit = limit
+        self.encoded = 0
+        """Prompts that went through the encoder so far."""
+        self._states: dict[tuple[bytes, bytes], Tensor] = {}
+
+    def __call__(self, encoder: Callable[[Tensor, Tensor], Tensor], ids: Tensor, mask: Tensor) -> Tensor:
+        """`encoder(ids, mask)`, [R, T, D], running it over the rows alone that are not known, each once."""
+        rows = zip(ids.cpu().numpy(), mask.flatten(1).cpu().numpy(), strict=True)
+        keys = [(row.tobytes(), shown.tobytes()) for row, shown in rows]
+        missing = {key: row for row, key in enumerate(keys) if key not in self._states}
+        if missing:
+            chosen = torch.tensor(list(missing.values()), device=ids.device)
+            states = encoder(ids[chosen], mask[chosen])
+            self.encoded += len(missing)
+            self._states |= dict(zip(missing, states, strict=True))
+        result = torch.stack([self._states[key] for key in keys])
+        while len(self._states) > self.limit:
+            self._states.pop(next(iter(self._states)))
+        return result
+
+
 def encode_prompts(
     model: torch.nn.Module,
     input_ids: Tensor,
@@ -38,8 +67,12 @@ def encode_prompts(
     input_ids_uncond: Tensor | None,
     attention_mask_uncond: Tensor | None,
     condition_scale: float,
+    cache: EncoderCache | None = None,
 ) -> Prompts:
     """Run the encoder once over all prompts, conditional and (if the scale is not 1) unconditional.
+
+    Args:
+        cache: of earlier calls with the same model.
 
     Raises:
         ValueError: no prompt, ids that the model does not know, a mask of another shape, super conditioning without an
@@ -68,7 +101,8 @@ def encode_prompts(
         longest = int((attention_mask != 0).any(dim=0).nonzero().max()) + 1 if attention_mask.any() else 1
         input_ids, attention_mask = input_ids[:, :longest], attention_mask[:, :longest]
     mask = model.text_mask(input_ids, attention_mask)
-    return Prompts(model.encoder(input_ids, mask), mask, guided)
+    states = model.encoder(input_ids, mask) if cache is None else cache(model.encoder, input_ids, mask)
+    return Prompts(states, mask, guided)
 
 
 def _checked_mask(suffix: str, ids: Tensor, mask: Tensor | None, vocabulary: int) -> Tensor:

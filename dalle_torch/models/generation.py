@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dalle_torch.models.drawing_inputs import Generators, Prompts, encode_prompts, given_tokens, uniform_noise
+from dalle_torch.models.drawing_inputs import (
+    EncoderCache,
+    Generators,
+    Prompts,
+    encode_prompts,
+    given_tokens,
+    uniform_noise,
+)
 from dalle_torch.models.sampling import SamplingOptions, choose, forbid, super_condition
 
 if TYPE_CHECKING:
@@ -131,10 +138,14 @@ class ImageTokenGeneration:
         every: int = 32,
         compile: bool | str = False,
         after_step: Callable[[], None] | None = None,
+        encoder_cache: EncoderCache | None = None,
     ) -> Iterator[Tensor]:
         """As `generate`, yielding the tokens so far, int64 [P * N, n + 1], every `every` tokens and at the end.
 
         What is yielded is a view of the memory that is drawn into; `clone` it to keep it.
+
+        Args:
+            encoder_cache: keeps what the encoder makes of the prompts, for further calls with the same prompts.
         """
         options = SamplingOptions(
             do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p, condition_scale=condition_scale
@@ -146,7 +157,7 @@ class ImageTokenGeneration:
                 f"images_per_prompt={images_per_prompt}, every={every}, max_token={max_token}: each must be at least 1"
             )
         prompts = encode_prompts(
-            self, input_ids, attention_mask, input_ids_uncond, attention_mask_uncond, condition_scale
+            self, input_ids, attention_mask, input_ids_uncond, attention_mask_uncond, condition_scale, encoder_cache
         )
         pictures = prompts.count * images_per_prompt
         session = DrawingSession(

@@ -23,6 +23,7 @@ from dalle_torch.pipeline.canvas import UNDRAWN, Canvas
 
 if TYPE_CHECKING:
     from dalle_torch.models.dalle_bart import DalleBart
+    from dalle_torch.models.drawing_inputs import EncoderCache
     from dalle_torch.models.vqgan import VQGAN
 
 logger = get_logger(__name__)
@@ -53,8 +54,8 @@ class DrawingOptions:
     """Draw through `torch.compile`: slow to start, then faster."""
     num_images: int = 1
     """Pictures of each prompt."""
-    seed: int = 0
-    """Of each prompt's first picture; the next one has the next number."""
+    seed: int | tuple[int, ...] = 0
+    """Of each prompt's first picture, one for all prompts or one for each; the next one has the next number."""
     batch_size: int | None = None
     """Pictures drawn together; None goes by the free memory. Halved when memory runs out."""
     prefix: Tensor | None = None
@@ -77,8 +78,10 @@ class DrawingOptions:
                 problems.append(f"{name}={value!r} must be a whole number of at least 1")
         # The last picture's seed has to be one that can be asked for again.
         highest = MAX_SEED - self.num_images + 1 if isinstance(self.num_images, int) else MAX_SEED
-        if not isinstance(self.seed, int) or not 0 <= self.seed <= highest:
-            problems.append(f"seed={self.seed!r} must be a whole number between 0 and {highest}")
+        for seed in self.seed if isinstance(self.seed, tuple) else (self.seed,):
+            if not isinstance(seed, int) or not 0 <= seed <= highest:
+                problems.append(f"seed={seed!r} must be a whole number between 0 and {highest}")
+                break
         if self.init_image is not None and not isinstance(self.init_image, Image.Image):
             problems.append(f"init_image is a {type(self.init_image).__name__}; open it first, as a PIL image")
         if self.keep_rows is not None and self.init_image is None:
@@ -147,6 +150,7 @@ class Drawing:
     """Ids from it up are not codes and never drawn."""
     batch_size: int
     after_step: Callable[[], None] | None = None
+    encoder_cache: "EncoderCache | None" = None
 
     @property
     def pictures(self) -> int:
@@ -160,8 +164,10 @@ class Drawing:
 
     @property
     def seeds(self) -> list[int]:
-        """One a picture; the same for every prompt, so that a picture does not depend on what is drawn beside it."""
-        return [self.options.seed + image for _ in self.prompts for image in range(self.options.num_images)]
+        """One a picture; given ones only, so that a picture does not depend on what is drawn beside it."""
+        seed = self.options.seed
+        first = seed if isinstance(seed, tuple) else (seed,) * len(self.prompts)
+        return [number + image for number in first for image in range(self.options.num_images)]
 
     def run(self, every: int) -> Iterator[tuple[Tensor, int]]:
         """Draw; yields the codes so far every `every` tokens of a batch, and at its end.
@@ -223,6 +229,7 @@ class Drawing:
                 every=every,
                 compile=self.options.compile,
                 after_step=self.after_step,
+                encoder_cache=self.encoder_cache,
             ):
                 # What is given further on in the window stays in sight while it is drawn.
                 self.canvas.put(codes, corner, tokens[:, 1:])

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor
 
+from dalle_torch.evaluation.base import TextImageScorer
 from dalle_torch.evaluation.clip import ClipScorer
+from dalle_torch.evaluation.loading import load_scorer
 from dalle_torch.log import get_logger
 from dalle_torch.pipeline.batching import automatic_batch_size
 from dalle_torch.pipeline.canvas import UNDRAWN, fill_undrawn, grey_out
@@ -33,12 +35,13 @@ from dalle_torch.pipeline.ranking import rank
 
 if TYPE_CHECKING:
     from dalle_torch.models.dalle_bart import DalleBart
+    from dalle_torch.models.drawing_inputs import EncoderCache
     from dalle_torch.models.vqgan import VQGAN
     from dalle_torch.text.processor import DalleBartProcessor
 
 logger = get_logger(__name__)
 
-RankWith = Source | tuple[Any, Any] | ClipScorer | None
+RankWith = Source | tuple[Any, Any] | TextImageScorer | None
 
 # Tokens between two looks at a drawing: each waits for the device, and on XLA each is one more shape to compile.
 _PACE = {"cpu": 1, "xla": 64}
@@ -70,7 +73,9 @@ class DallePipeline:
         self.source: Source | None = None
         self._hub_options: dict[str, Any] = {}
         self._model_hash: str | None = None
-        self._rankers: dict[str, ClipScorer] = {}
+        self._rankers: dict[str, TextImageScorer] = {}
+        self.encoder_cache: EncoderCache | None = None
+        """Set one where the same prompts are drawn with several settings, to encode each once."""
 
     @classmethod
     def from_pretrained(
@@ -199,7 +204,7 @@ class DallePipeline:
         top_k: int | None = None,
         top_p: float | None = None,
         temperature: float | None = None,
-        seed: int | None = 0,
+        seed: int | Sequence[int] | None = 0,
         rank_with: RankWith = None,
         num_best: int | None = None,
         safety: Safety | None = None,
@@ -212,9 +217,10 @@ class DallePipeline:
             prompts: one or several; "" draws unconditionally.
             num_images, condition_scale, top_k, top_p, temperature: see `DrawingOptions`; a scale or
                 temperature of None is the one that the model's configuration recommends (10 and 1, the original's).
-            seed: of each prompt's first picture; None takes a random one, which the output tells.
-            rank_with: a CLIP model of transformers (hub id, folder, or (model, processor)) by which each prompt's
-                pictures are put in order, best first.
+            seed: of each prompt's first picture, one for all or one for each; None takes a random one, which the
+                output tells.
+            rank_with: by whom each prompt's pictures are put in order, best first: a CLIP model's hub id or folder, or
+                "shapes" (see `evaluation.loading.load_scorer`); (model, processor); or a scorer.
             num_best: how many of each prompt to keep after ranking; None keeps all.
             safety: see `output.apply_safety`.
             progress: True, False, None (a bar where stderr is a terminal), or a function of (tokens drawn, of all).
@@ -264,14 +270,13 @@ class DallePipeline:
 
         return pictures()
 
-    def _prepare(self, prompts: str | Sequence[str], seed: int | None = 0, **drawing: Any) -> Drawing:
+    def _prepare(self, prompts: str | Sequence[str], seed: int | Sequence[int] | None = 0, **drawing: Any) -> Drawing:
         """Check the options of a call and encode its prompts."""
         for name in ("condition_scale", "temperature"):
             if drawing.get(name) is None:
                 drawing[name] = float(getattr(self.model.config, f"drawing_{name}"))
         seed = secrets.randbelow(2**32) if seed is None else seed
-        # NumPy's integers and the like are welcome; what is no integer is told so by the check.
-        options = DrawingOptions(seed=operator.index(seed) if hasattr(seed, "__index__") else seed, **drawing)
+        options = DrawingOptions(seed=_seeds(seed, prompts), **drawing)
         canvas = options.canvas(self.vqgan.config.latent_size)
         inputs = self.processor(prompts)
         return Drawing(
@@ -284,6 +289,7 @@ class DallePipeline:
             max_token=self.vqgan.config.n_embed,
             batch_size=options.batch_size or automatic_batch_size(self.model, guided=options.condition_scale != 1),
             after_step=self._after_step(),
+            encoder_cache=self.encoder_cache,
         )
 
     def _after_step(self) -> Callable[[], None] | None:
@@ -326,15 +332,31 @@ class DallePipeline:
             "dalle_torch": __version__,
         }
 
-    def _ranker(self, rank_with: RankWith) -> ClipScorer | None:
-        if rank_with is None or isinstance(rank_with, ClipScorer):
-            return rank_with
+    def _ranker(self, rank_with: RankWith) -> TextImageScorer | None:
+        if rank_with is None:
+            return None
         if isinstance(rank_with, tuple):
             return ClipScorer(*rank_with)
+        if not isinstance(rank_with, (str, os.PathLike)):
+            return rank_with
         name = str(rank_with)
         if name not in self._rankers:
             options = {key: self._hub_options.get(key) for key in ("token", "cache_dir", "local_files_only")}
-            ranker = ClipScorer.from_pretrained(name, filled=False, **options)
-            ranker.model.to(self.device)
-            self._rankers[name] = ranker
+            self._rankers[name] = load_scorer(name, filled=False, device=self.device, **options)
         return self._rankers[name]
+
+
+def _seeds(seed: Any, prompts: str | Sequence[str]) -> Any:
+    """What is an integer for Python as one, several as a tuple; all else as it is, for the check to name.
+
+    Raises:
+        ValueError: another number of seeds than of prompts.
+    """
+    if hasattr(seed, "__index__"):
+        return operator.index(seed)
+    if isinstance(seed, str) or not isinstance(seed, Sequence):
+        return seed
+    count = 1 if isinstance(prompts, str) else len(prompts)
+    if len(seed) != count:
+        raise ValueError(f"{len(seed)} seeds for {count} prompts: give one for all, or one for each")
+    return tuple(operator.index(number) if hasattr(number, "__index__") else number for number in seed)

@@ -4,7 +4,7 @@ Owns: lines, scatters and histograms in one manner. Does not own: what they show
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,6 +75,8 @@ def scatter(
     title: str = "",
     labels: Mapping[str, Sequence[str]] | None = None,
     joined: Mapping[str, bool] | None = None,
+    hollow: Collection[str] = (),
+    log_x: bool = False,
 ) -> bytes:
     """Named sets of points.
 
@@ -82,6 +84,7 @@ def scatter(
         points: (x values, y values) of each set.
         labels: a text beside each point of a set.
         joined: whether the points of a set are joined by a line, in their order.
+        hollow: sets that are rings around points of others.
 
     Raises:
         ImportError: matplotlib is not installed; says how to.
@@ -89,9 +92,14 @@ def scatter(
     figure, axes = _figure(title, x, y)
     for name, (xs, ys) in points.items():
         style = "-" if (joined or {}).get(name) else ""
-        axes.plot(xs, ys, marker="o", linestyle=style, label=name, markersize=5)
+        ring = (
+            {"markersize": 11, "markerfacecolor": "none", "color": "tab:red"} if name in hollow else {"markersize": 5}
+        )
+        axes.plot(xs, ys, marker="o", linestyle=style, label=name, **ring)
         for place_x, place_y, text in zip(xs, ys, (labels or {}).get(name, ()), strict=False):
             axes.annotate(text, (place_x, place_y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    if log_x:
+        axes.set_xscale("log")
     if len(points) > 1:
         axes.legend(fontsize=8, frameon=False)
     return _png(figure)

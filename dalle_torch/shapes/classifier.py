@@ -77,16 +77,28 @@ class ShapesClassifier(nn.Module):
             layers += [nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             before = width
         self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * before, self.config.features), nn.ReLU())
+        self.register_buffer("feature_scale", torch.ones(()))
         self.heads = nn.ModuleDict({name: nn.Linear(self.config.features, len(c)) for name, c in CLASSES.items()})
 
+    feature_scale: Tensor
+
     def features(self, pixels: Tensor) -> Tensor:
-        """float32 [B, 3, 64, 64] in [0, 1] to [B, features]."""
-        return self.trunk(2 * pixels - 1)
+        """float32 [B, 3, 64, 64] in [0, 1] to [B, features], whose mean square is 1 over pictures of shapes."""
+        return self.trunk(2 * pixels - 1) / self.feature_scale
+
+    def logits(self, features: Tensor) -> dict[str, Tensor]:
+        """What `features` gave to the logits of each head, [B, classes]."""
+        return {name: head(features * self.feature_scale) for name, head in self.heads.items()}
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """The logits of each head, [B, classes], of pixels as `features` takes them."""
-        features = self.features(pixels)
-        return {name: head(features) for name, head in self.heads.items()}
+        return self.logits(self.features(pixels))
+
+    @torch.no_grad()
+    def scale_features(self, pixels: Tensor) -> None:
+        """Bring the mean square of the features to 1 over these pictures; logits stay as they are."""
+        self.feature_scale.fill_(1.0)
+        self.feature_scale.copy_(self.features(pixels).square().mean().sqrt().clamp(min=1e-6))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write configuration and weights; a folder that was there is replaced, whole or not at all."""

@@ -1,1 +1,1 @@
-"""Studies that glue the other parts together: one command each, ending in a table and a picture."""
+"""Studies: what a model is worth, which setting or variant is best, what a data set holds; each ends in one folder."""

@@ -51,6 +51,7 @@ def train_judge(vqgan: VQGAN, config: ShapesJudgeConfig) -> tuple[ShapesClassifi
             optimizer.step()
             schedule.step()
     network.eval()
+    network.scale_features(_to_tensor(render(_scenes(_VALIDATION_SEED, 0, config.validation), _VALIDATION_SEED)))
     return network, accuracies(network, vqgan, config.validation)
 
 
