@@ -39,6 +39,7 @@ class Stopwatch:
     def restart(self, step: int) -> None:
         """Forget what was measured; `step` updates are done."""
         self._step, self._start, self._waited, self._paused = step, time.monotonic(), 0.0, 0.0
+        self._processor_start, self._processor_paused = time.process_time(), 0.0
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -50,20 +51,23 @@ class Stopwatch:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Around what is no update: evaluation, saving, drawing."""
-        start = time.monotonic()
+        start, processor_start = time.monotonic(), time.process_time()
         yield
         self._paused += time.monotonic() - start
+        self._processor_paused += time.process_time() - processor_start
 
     def look(self, step: int, steps: int) -> dict[str, float]:
         """The figures of the updates from the last look to `step` of `steps`; call it when the device is done."""
         done, seconds = step - self._step, time.monotonic() - self._start - self._paused
-        waited = self._waited
+        waited, processor = self._waited, time.process_time() - self._processor_start - self._processor_paused
         self.restart(step)
         if done <= 0 or seconds <= 0:
             return {}
         rate = done * self.samples / seconds
         found = {
             "seconds_per_step": seconds / done,
+            # Of all threads of this process: on a machine that others use too, it tells the work from the waiting.
+            "cpu_seconds_per_step": processor / done,
             "samples_per_second": rate,
             "tokens_per_second": rate * self.tokens,
             "input_wait": min(1.0, waited / seconds),

@@ -15,6 +15,7 @@ def clock(monkeypatch: pytest.MonkeyPatch):
     """Time that passes when it is told to."""
     now = [100.0]
     monkeypatch.setattr(speed.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(speed.time, "process_time", lambda: now[0] / 2)
 
     def pass_time(seconds: float) -> None:
         now[0] += seconds
@@ -33,6 +34,7 @@ def test_figures_of_the_updates_since_the_last_look(clock) -> None:
     found = watch.look(step=8, steps=20)
     assert found == {
         "seconds_per_step": 0.5,
+        "cpu_seconds_per_step": 0.25,
         "samples_per_second": 16.0,
         "tokens_per_second": 160.0,
         "input_wait": 0.25,
