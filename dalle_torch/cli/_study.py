@@ -93,7 +93,8 @@ def _judges(args: argparse.Namespace) -> "tuple[FeatureExtractor, TextImageScore
 
 
 def _data(args: argparse.Namespace, pipe: "DallePipeline") -> "CaptionedData":
-    from dalle_torch.data.captioned import CaptionedData
+    from dalle_torch.data.captioned import CaptionedData, holds_codes
+    from dalle_torch.data.vqgan_match import check_made_by
 
     config = pipe.vqgan.config
     names: list[Any] = args.data or ([SHAPES] if config.resolution == 64 else [])
@@ -101,6 +102,8 @@ def _data(args: argparse.Namespace, pipe: "DallePipeline") -> "CaptionedData":
         raise ValueError("no data is named: give --data SHARDS, captioned pictures to compare with")
     if names == [SHAPES] and not args.limit:
         raise ValueError("captioned shapes have no end: give --limit N")
+    if holds_codes(names):
+        check_made_by(names, pipe.vqgan, "the model's")
     return CaptionedData(
         [str(name) for name in names], config.resolution, config.image_length, config.n_embed,
         caption_key=args.caption_key, seed=args.data_seed,

@@ -61,11 +61,15 @@ def _decoder(args: argparse.Namespace) -> "Decode":
     import numpy as np
     import torch
 
+    from dalle_torch.data.captioned import holds_codes
+    from dalle_torch.data.vqgan_match import check_made_by
     from dalle_torch.models.vqgan import VQGAN
     from dalle_torch.storage.embedded import EMBEDDED
 
     source = EMBEDDED["shapes"] / "vqgan" if args.vqgan == "shapes" else args.vqgan
     vqgan = VQGAN.from_pretrained(source, trust_pickle=args.trust_pickle).eval()
+    if holds_codes(args.inputs):
+        check_made_by(args.inputs, vqgan, f"--vqgan {args.vqgan}")
 
     @torch.no_grad()
     def decode(codes: Sequence[Any]) -> list[Any]:

@@ -76,6 +76,7 @@ def _work(args: argparse.Namespace, index: int, count: int) -> "list[ShardScores
     from dalle_torch.data.captioned import holds_codes
     from dalle_torch.data.manifest import ShardFolder
     from dalle_torch.data.scoring import ScoringOptions, find_scorable, score_shards
+    from dalle_torch.data.vqgan_match import check_made_by
     from dalle_torch.evaluation.loading import load_scorer
     from dalle_torch.parallel.runtime import pick_device
 
@@ -85,6 +86,8 @@ def _work(args: argparse.Namespace, index: int, count: int) -> "list[ShardScores
     folder = ShardFolder(args.output)
     shards = find_scorable(args.inputs, folder)
     vqgan = _load_vqgan(args, device) if holds_codes(args.inputs) else None
+    if vqgan is not None:
+        check_made_by(args.inputs, vqgan, f"--vqgan {args.vqgan}")
     scorer = load_scorer(args.clip, device=device)
     options = ScoringOptions(key=args.key, max_bad_fraction=args.max_bad_fraction, host_index=index, host_count=count)
     return score_shards(shards, folder, scorer, vqgan, options)

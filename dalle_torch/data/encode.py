@@ -7,8 +7,6 @@ Owns: the order of work, resuming, the bound on bad samples, progress. Does not 
 (`images`), the folder's format (`manifest`).
 """
 
-import hashlib
-import json
 import logging
 import time
 from collections import Counter
@@ -30,6 +28,7 @@ from dalle_torch.data.shards import same_place
 from dalle_torch.data.sources import SHARD_DAMAGED, Part, Skip, TarPart
 from dalle_torch.data.text import TextEncoder
 from dalle_torch.data.token_shard import PicturedSample, TokenShardWriter
+from dalle_torch.data.vqgan_match import fingerprint
 from dalle_torch.log import get_logger
 from dalle_torch.models.vqgan import VQGAN
 from dalle_torch.storage import sha256_of
@@ -90,19 +89,6 @@ class EncodeReport:
     kept: int = 0
     """Shards of this host that an earlier run had committed."""
     manifest: Manifest | None = None
-
-
-def fingerprint(vqgan: VQGAN) -> str:
-    """SHA-256 over everything that decides which codes a network gives: its shape and the encoder's weights."""
-    config = vqgan.config
-    names = ("ch", "ch_mult", "num_res_blocks", "resolution", "attn_resolutions", "z_channels", "n_embed", "embed_dim",
-             "norm_groups", "quantizer", "pixel_range", "resamp_with_conv", "double_z")  # fmt: skip
-    digest = hashlib.sha256(json.dumps([getattr(config, name) for name in names]).encode())
-    for name, tensor in sorted(vqgan.state_dict().items()):
-        if not name.startswith(("decoder.", "post_quant_conv.")):
-            data = tensor.detach().to("cpu", torch.float32).contiguous()
-            digest.update(f"{name} {list(data.shape)}".encode() + data.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def make_settings(vqgan: VQGAN, text: TextEncoder | None, caption_key: str | None) -> Settings:
