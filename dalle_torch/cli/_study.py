@@ -70,6 +70,8 @@ def load_study(
     Raises:
         OSError, ValueError: something is not there or does not fit; nothing was drawn then.
     """
+    from dalle_torch.storage import resolve
+    from dalle_torch.storage.embedded import located
     from dalle_torch.studies.evaluate import EvaluationOptions
 
     if args.quantize or args.compile:
@@ -78,6 +80,8 @@ def load_study(
     options = EvaluationOptions(
         limit=args.limit or None, num_images=args.num_images, seed=args.seed, batch_size=args.batch_size
     )
+    # A misspelt model is told first, and judges are looked for before large weights are loaded.
+    resolve(located(args.model), allow_patterns=["config.json"], revision=args.revision)
     judges = _judges(args)
     pipe = load_pipeline(args, image_processors=True, pack=False)
     return pipe, _data(args, pipe), *judges, options

@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from dalle_torch.data.manifest import ShardFolder
     from dalle_torch.data.sources import check_captions, find_parts
     from dalle_torch.data.text import TextEncoder
+    from dalle_torch.storage.embedded import located
     from dalle_torch.text import DalleBartProcessor
 
     if args.samples_per_shard < 1:
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     parts = find_parts(args.inputs, args.caption_key, args.image_key, args.samples_per_shard)
     check_captions(parts)
     folder = ShardFolder(args.output)
-    processor = None if args.tokenizer is None else DalleBartProcessor.from_pretrained(_located(args.tokenizer))
+    processor = None if args.tokenizer is None else DalleBartProcessor.from_pretrained(located(args.tokenizer))
     text = None if processor is None else TextEncoder(processor)
     vqgan = _load_vqgan(args)
     report = encode(parts, folder, vqgan, text, options)
@@ -103,21 +104,16 @@ def _verify(args: argparse.Namespace) -> int:
     return 0
 
 
-def _located(source: str) -> str:
-    from dalle_torch.storage.embedded import EMBEDDED
-
-    return str(EMBEDDED.get(source, source))
-
-
 def _load_vqgan(args: argparse.Namespace) -> "VQGAN":
     import torch
 
     from dalle_torch.models.vqgan import VQGAN
     from dalle_torch.parallel.runtime import pick_device
+    from dalle_torch.storage.embedded import located_vqgan
 
     device = pick_device(args.device)
     dtype = args.dtype if args.dtype != "auto" else "bfloat16" if device.type == "xla" else "float32"
-    source = args.vqgan if args.vqgan != "shapes" else f"{_located('shapes')}/vqgan"
+    source = located_vqgan(args.vqgan)
     vqgan = VQGAN.from_pretrained(source, dtype=dtype, revision=args.revision, trust_pickle=args.trust_pickle)
     return vqgan.eval().to(device=device, memory_format=torch.channels_last)
 

@@ -64,10 +64,9 @@ def _decoder(args: argparse.Namespace) -> "Decode":
     from dalle_torch.data.captioned import holds_codes
     from dalle_torch.data.vqgan_match import check_made_by
     from dalle_torch.models.vqgan import VQGAN
-    from dalle_torch.storage.embedded import EMBEDDED
+    from dalle_torch.storage.embedded import located_vqgan
 
-    source = EMBEDDED["shapes"] / "vqgan" if args.vqgan == "shapes" else args.vqgan
-    vqgan = VQGAN.from_pretrained(source, trust_pickle=args.trust_pickle).eval()
+    vqgan = VQGAN.from_pretrained(located_vqgan(args.vqgan), trust_pickle=args.trust_pickle).eval()
     if holds_codes(args.inputs):
         check_made_by(args.inputs, vqgan, f"--vqgan {args.vqgan}")
 
@@ -88,8 +87,8 @@ def _decoder(args: argparse.Namespace) -> "Decode":
 
 def _token_counter(source: str) -> Any:
     from dalle_torch.data.text import TextEncoder
-    from dalle_torch.storage.embedded import EMBEDDED
+    from dalle_torch.storage.embedded import located
     from dalle_torch.text import DalleBartProcessor
 
-    encoder = TextEncoder(DalleBartProcessor.from_pretrained(str(EMBEDDED.get(source, source))))
+    encoder = TextEncoder(DalleBartProcessor.from_pretrained(located(source)))
     return lambda caption: len(encoder([caption])[0])

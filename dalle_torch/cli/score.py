@@ -95,10 +95,9 @@ def _work(args: argparse.Namespace, index: int, count: int) -> "list[ShardScores
 
 def _load_vqgan(args: argparse.Namespace, device: Any) -> Any:
     from dalle_torch.models.vqgan import VQGAN
-    from dalle_torch.storage.embedded import EMBEDDED
+    from dalle_torch.storage.embedded import located_vqgan
 
-    source = EMBEDDED["shapes"] / "vqgan" if args.vqgan == "shapes" else args.vqgan
-    return VQGAN.from_pretrained(source, trust_pickle=args.trust_pickle).eval().to(device)
+    return VQGAN.from_pretrained(located_vqgan(args.vqgan), trust_pickle=args.trust_pickle).eval().to(device)
 
 
 def _print(found: "Sequence[ShardScores]", args: argparse.Namespace) -> None:

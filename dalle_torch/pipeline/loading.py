@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from dalle_torch.log import get_logger
 from dalle_torch.storage import WEIGHT_FORMATS, resolve, sha256_of
-from dalle_torch.storage.embedded import EMBEDDED
+from dalle_torch.storage.embedded import EMBEDDED, located
 
 if TYPE_CHECKING:
     from dalle_torch.models.configuration import DalleBartConfig
@@ -63,23 +63,6 @@ class MetaTensorsAreNotFilled(TorchFunctionMode):
             if tensor.is_meta:
                 return tensor
         return func(*args, **kwargs)
-
-
-def located(source: Source) -> Source:
-    """`source`, or the folder that an embedded model's name stands for.
-
-    Raises:
-        FileNotFoundError: this installation lacks the embedded model.
-    """
-    folder = EMBEDDED.get(str(source))
-    if folder is None:
-        return source
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"the embedded model {str(source)!r} is not in this installation ({folder}): install the package again, "
-            "or name another model"
-        )
-    return folder
 
 
 def load_processor(model: Source, config: "DalleBartConfig", **hub_options: Any) -> "DalleBartProcessor":

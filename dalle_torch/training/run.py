@@ -14,6 +14,7 @@ from dalle_torch.config_io import dump_config, load_config, save_config
 from dalle_torch.log import get_logger, set_rank
 from dalle_torch.models.vqgan import VQGAN
 from dalle_torch.parallel.engine import Engine, start_engine
+from dalle_torch.storage.embedded import located_vqgan
 from dalle_torch.storage.places import Place
 from dalle_torch.tracking import JsonLinesTracker, MultiTracker, NullTracker, Tracker, start_wandb
 from dalle_torch.training.control import History, Mailbox
@@ -170,7 +171,7 @@ def _sampler(run: Run, folder: RunFolder) -> Sampler | None:
         )
     if run.engine.host_index and run.engine.name != "xla":
         return None
-    vqgan = VQGAN.from_pretrained(config.model.vqgan, trust_pickle=config.model.trust_pickle).eval()
+    vqgan = VQGAN.from_pretrained(located_vqgan(config.model.vqgan), trust_pickle=config.model.trust_pickle).eval()
     if run.engine.name != "xla":
         vqgan.to(run.engine.device)
     return Sampler(config.samples, run.state.model, run.processor, vqgan, folder.samples)

@@ -23,6 +23,7 @@ from dalle_torch.parallel.engine import Engine, plan_batches
 from dalle_torch.parallel.mesh import BatchPlan
 from dalle_torch.parallel.rules import layout_rules
 from dalle_torch.storage import resolve
+from dalle_torch.storage.embedded import located
 from dalle_torch.text.processor import DalleBartProcessor
 from dalle_torch.training.state import TrainState
 from dalle_torch.training.trainable import choose_trained, reinitialize_embeddings
@@ -128,6 +129,7 @@ def model_config(config: ModelConfig) -> DalleBartConfig:
 
 def _config_at(source: str, revision: str | None) -> DalleBartConfig:
     """Of a file, or of whatever weights are loaded from: transformers knows folders and the hub alone."""
+    source = str(located(source))
     if source.endswith(".json") and "://" not in source:
         if not Path(source).expanduser().is_file():
             raise FileNotFoundError(f"model.config={source} is not there: name a config.json, or what has one")
@@ -147,7 +149,9 @@ def load_processor(config: ModelConfig, network: DalleBartConfig) -> DalleBartPr
     if source.endswith(".json"):
         raise ValueError(f"model.config={source} is a file without tokenizer: set model.tokenizer to a source of one")
     revision = config.revision if config.tokenizer is None else None
-    found = DalleBartProcessor.from_pretrained(source, normalize_text=network.normalize_text, revision=revision)
+    found = DalleBartProcessor.from_pretrained(
+        located(source), normalize_text=network.normalize_text, revision=revision
+    )
     size = len(found.tokenizer)
     if size > network.encoder_vocab_size:
         raise ValueError(
@@ -164,7 +168,7 @@ def make_model(config: RunConfig, network: DalleBartConfig) -> DalleBart:
         torch.manual_seed(config.training.seed)
         return DalleBart(network)
     model = DalleBart.from_pretrained(
-        source.weights, revision=source.revision, trust_pickle=source.trust_pickle, dtype=torch.float32
+        located(source.weights), revision=source.revision, trust_pickle=source.trust_pickle, dtype=torch.float32
     )
     if source.reinitialize_embeddings:
         drawn = reinitialize_embeddings(model, config.training.seed)

@@ -8,7 +8,6 @@ from PIL import Image
 from dalle_torch.cli.main import main
 from dalle_torch.shapes.drawing import render
 from dalle_torch.shapes.sampling import sample_scenes
-from dalle_torch.storage.embedded import EMBEDDED
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def test_wrong_captions_score_lowest_and_the_folder_stays_whole(scored, capsys):
 
 def test_training_takes_what_is_above_the_threshold(scored, tmp_path):
     overrides = {
-        "model.config": EMBEDDED["shapes"], "data.train": f'["{scored / "scored"}"]', "data.min_clip_score": 0.9,
+        "model.weights": "shapes", "data.train": f'["{scored / "scored"}"]', "data.min_clip_score": 0.9,
         "data.workers": 0, "data.lanes": 1, "training.steps": 1, "training.batch_size": 2, "training.log_every": 1,
     }  # fmt: skip
     config = tmp_path / "run.yaml"
