@@ -37,7 +37,7 @@ def test_pictures_come_as_squares_and_what_is_left_out_is_counted_by_reason(phot
     found = list(data.samples())
     assert data.kind == "pictures" and [sample.caption for sample in found] == [f"number {n}" for n in range(3)]
     assert [sample.picture.shape for sample in found] == [(16, 16, 3)] * 3 and found[2].picture[0, 0, 0] == 160
-    assert data.skipped == {"json_malformed": 1, "no_image": 1}
+    assert data.skipped == {"bad_json": 1, "no_image": 1}
     assert len(list(data.samples(2))) == 2 and not data.skipped, "a count is of the last pass, as far as it went"
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dalle_torch.config import DataConfig
+from dalle_torch.config import DataConfig, MeshConfig, RuntimeConfig
 from dalle_torch.data.captioned import CaptionedData
 from dalle_torch.data.datasets import TokenData
 from dalle_torch.data.encode import EncodeOptions, encode
@@ -17,7 +17,7 @@ from dalle_torch.data.sources import find_parts
 from dalle_torch.data.text import TextEncoder
 from dalle_torch.evaluation.base import Judge
 from dalle_torch.evaluation.protocol import read_result
-from dalle_torch.parallel.engine import make_engine
+from dalle_torch.parallel.engine import start_engine
 from dalle_torch.studies.drawings import Setting
 from dalle_torch.studies.evaluate import EvaluationOptions, evaluate
 from dalle_torch.studies.reference import measure_reference
@@ -110,7 +110,9 @@ def test_the_loss_is_that_of_training(photos, tmp_path):
     encode(find_parts([str(photos)], None, "image", 100), ShardFolder(str(tmp_path)), pipe.vqgan, text, EncodeOptions())
     config = DataConfig(train=[str(tmp_path)], evaluation={"photos": [str(tmp_path)]}, lanes=1, workers=0)
     loaders = TokenData(config=config, text=text, image_length=16, codebook_size=20, batch_size=8).evaluation_loaders()
-    expected = evaluation_losses(make_engine("cpu"), pipe.model, loaders)["eval_loss"]
+    expected = evaluation_losses(start_engine(RuntimeConfig(device="cpu"), MeshConfig()), pipe.model, loaders)[
+        "eval_loss"
+    ]
     for folder in (photos, tmp_path):
         found = measure_reference(pipe, data_of(folder), Colours(), Redness(), None)
         # float32 sums over other batches.
