@@ -105,6 +105,7 @@ def draw(
     num_images: int = 1,
     seed: int = 0,
     batch_size: int | None = None,
+    origin: dict[str, Any] | None = None,
 ) -> list[Drawings]:
     """Draw what is not there yet.
 
@@ -113,6 +114,7 @@ def draw(
         folder: of all drawings of the study; those of other models, settings or prompts there are left alone.
         num_images: of each prompt.
         batch_size: pictures drawn at once; on the CPU it makes no difference to them, and is `LEAST_BATCH` or more.
+        origin: what `origin_of` said of the pipeline before it was packed; None: it was not, or was read from weights.
 
     Returns:
         The pictures under each setting.
@@ -121,7 +123,7 @@ def draw(
         OSError: the folder cannot be written.
         ValueError: a setting is out of range.
     """
-    origin = origin_of(pipe)
+    origin = origin or origin_of(pipe)
     folders = [folder / _digest(origin, prompts, setting, num_images, seed) for setting in settings]
     missing = _missing(folders, len(prompts), num_images)
     if pipe.device.type == "cpu" and batch_size is not None:

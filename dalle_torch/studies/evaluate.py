@@ -79,6 +79,7 @@ def evaluate(
     (drawings,) = draw(
         pipe, reference.captions, [setting], folder / "drawings",
         num_images=options.num_images, seed=options.seed, batch_size=options.batch_size,
+        origin=origin,
     )  # fmt: skip
     drawn = time.monotonic()
     scores, notices = score_drawings(drawings, reference.features, extractor, scorer)

@@ -84,6 +84,7 @@ def pareto(
     drawn = draw(
         pipe, reference.captions, settings, folder / "drawings",
         num_images=options.num_images, seed=options.seed, batch_size=options.batch_size,
+        origin=origin,
     )  # fmt: skip
     judges, notices = about_judges(extractor, scorer)
     notices += about_data(data)

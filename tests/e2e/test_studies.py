@@ -116,7 +116,7 @@ def test_pareto_is_resumed_after_a_kill_and_ends_as_if_unbroken(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["evaluate", "no/such-model-here", "--device", "cpu"], "no/such-model-here"),
+        (["evaluate", "no/such-model-here", "--features", "shapes", "--clip", "shapes"], "no/such-model-here"),
         (["evaluate", "shapes", "--data", "nothing-*.tar"], "no shard matches nothing-*.tar"),
         (["evaluate", "shapes", "--features", "no.pth"], "no.pth is not there"),
         (["evaluate", "shapes", "--limit", "1"], "limit=1 must be at least 2"),
