@@ -12,12 +12,12 @@ from dalle_torch.config.optimizer import (
     PlateauConfig,
     ShampooConfig,
 )
+from dalle_torch.config.pictures import PicturesConfig, SamplesConfig, ScoresConfig
 from dalle_torch.config.run import (
     CheckpointConfig,
     ModelConfig,
     RunConfig,
     RuntimeConfig,
-    SamplesConfig,
     TrackingConfig,
 )
 from dalle_torch.config.shapes import (
@@ -39,10 +39,12 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "PicturesConfig",
     "PlateauConfig",
     "RunConfig",
     "RuntimeConfig",
     "SamplesConfig",
+    "ScoresConfig",
     "ShampooConfig",
     "ShapesConfig",
     "ShapesDataConfig",

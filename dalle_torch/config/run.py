@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dalle_torch.config.checks import below, not_finite, refuse, seeds
+from dalle_torch.config.checks import below, not_finite, refuse
 from dalle_torch.config.data import DataConfig
 from dalle_torch.config.optimizer import OptimizerConfig
+from dalle_torch.config.pictures import SamplesConfig, ScoresConfig
 from dalle_torch.config.training import MeshConfig, TrainingConfig
 
 
@@ -112,34 +113,6 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplesConfig:
-    """Pictures that are drawn while a model trains, always of the same prompts with the same seeds."""
-
-    every: int | None = None
-    """Updates between them; null: none are drawn."""
-    prompts: list[str] = field(default_factory=list)
-    images: int = 1
-    """Of each prompt."""
-    seed: int = 0
-    condition_scale: float = 10.0
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-
-    def __post_init__(self) -> None:
-        problems = below(self, 1, "images") + below(self, 0, "temperature") + seeds(self, "seed")
-        if self.every is not None:
-            problems += below(self, 1, "every")
-            if not self.prompts:
-                problems.append(f"every={self.every} without prompts: name some, or set every to null")
-        if self.top_k is not None:
-            problems += below(self, 1, "top_k")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            problems.append(f"top_p={self.top_p} must lie in (0, 1]")
-        refuse("samples", not_finite(self) + problems)
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One complete run: what `dalle-torch train --config FILE` reads."""
 
@@ -152,6 +125,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
+    scores: ScoresConfig = field(default_factory=ScoresConfig)
 
     def __post_init__(self) -> None:
         problems = []
@@ -159,8 +133,11 @@ class RunConfig:
             problems.append("data.train is empty: name the shards to train on")
         if self.optimizer.schedule == "plateau" and not self.data.evaluation:
             problems.append("optimizer.schedule=plateau goes by an evaluation's loss: set data.evaluation")
-        if self.samples.every is not None and self.model.vqgan is None:
-            problems.append(f"samples.every={self.samples.every} needs the VQGAN to draw with: set model.vqgan")
+        for name, every in (("samples", self.samples.every), ("scores", self.scores.every)):
+            if every is not None and self.model.vqgan is None:
+                problems.append(f"{name}.every={every} needs the VQGAN to draw with: set model.vqgan")
+        if self.scores.every is None and self.scores.prompts and self.model.vqgan is None:
+            problems.append("scores.prompts needs the VQGAN to draw with: set model.vqgan")
         if self.runtime.parallel == "fsdp" and self.optimizer.name == "shampoo":
             problems.append(
                 "optimizer.name=shampoo needs whole parameters, which runtime.parallel=fsdp has not: take ddp, or adamw"

@@ -87,6 +87,7 @@ def _table() -> dict[str, Adjustable]:
         ("training.eval_every", "eval_every", "updates between evaluations"),
         ("training.save_every", "save_every", "updates between checkpoints"),
         ("samples.every", "sample_every", "updates between sample pictures"),
+        ("scores.every", "score_every", "updates between scores of drawn pictures"),
     ]  # fmt: skip
     return {name: Adjustable(name, short, *_field(name), meaning) for name, short, meaning in rows}
 

@@ -26,7 +26,7 @@ from dalle_torch.tracking.base import Tracker
 from dalle_torch.training.control import Change, History, Mailbox, Orders, apply, take_orders
 from dalle_torch.training.evaluation import EVALUATION_LOSS, evaluation_losses
 from dalle_torch.training.observation import Observer, norms
-from dalle_torch.training.samples import Sampler
+from dalle_torch.training.pictures import Pictures
 from dalle_torch.training.setup import Run
 from dalle_torch.training.signals import StopRequest, stop_requests
 from dalle_torch.training.speed import Stopwatch, flops_of_sample, line_of, peak_flops
@@ -48,7 +48,7 @@ class Trainer:
         tracker: where figures go; of the first process.
         mailbox: requests to adjust settings; of the first process.
         history: what was adjusted when, the same in every process.
-        sampler: draws pictures now and then.
+        pictures: draws and scores now and then.
         scorer: see `Scorer`.
         mirror: gets the history too, of the first process; None: it is in the run's folder alone.
     """
@@ -60,14 +60,14 @@ class Trainer:
         tracker: Tracker,
         mailbox: Mailbox,
         history: History,
-        sampler: Sampler | None = None,
+        pictures: Pictures | None = None,
         scorer: Scorer | None = None,
         mirror: Place | None = None,
     ) -> None:
         self.run, self.checkpoints, self.tracker = run, checkpoints, tracker
-        self.mailbox, self.history, self.sampler, self.scorer = mailbox, history, sampler, scorer
-        self.mirror = mirror
+        self.mailbox, self.history, self.scorer, self.mirror = mailbox, history, scorer, mirror
         self.state, self.engine = run.state, run.engine
+        self.pictures = pictures or Pictures(self.engine)
         self._observer = Observer()
         # What a run goes on from is saved already.
         self._saved_step: int | None = self.state.step or None
@@ -180,8 +180,8 @@ class Trainer:
             self._watch_paused(lambda: self._log_histograms(histograms))
         if step % config.training.eval_every == 0 or last:
             self._watch_paused(self._evaluate)
-        if self.config.model.vqgan and config.samples.prompts and (every := config.samples.every) and step % every == 0:
-            self._watch_paused(self._draw)
+        if self.pictures.due(config, step):
+            self._watch_paused(lambda: self.pictures.draw(config, step, self.tracker))
         if step % config.training.save_every == 0 or last:
             self._watch_paused(lambda: self._save(config.checkpoint.asynchronous and not last))
 
@@ -224,14 +224,6 @@ class Trainer:
         # One that is due to the end alone would not take place in a longer run.
         if EVALUATION_LOSS in found and step % config.training.eval_every == 0:
             self.state.plateau = observe(config.optimizer, self.state.plateau, step, found[EVALUATION_LOSS])
-
-    def _draw(self) -> None:
-        """Every process comes here, those that have no sampler to wait for the one that has."""
-        # On torch_xla a model lies on the devices of all processes, and all of them take part.
-        if self.sampler is not None and (self.first or self.engine.name == "xla"):
-            images, prompts = self.sampler.draw(self.state.step, write=self.first)
-            self.tracker.images("samples", images, prompts, self.state.step)
-        self.engine.barrier()
 
     def _save(self, asynchronous: bool) -> None:
         start = time.monotonic()

@@ -12,15 +12,13 @@ from dalle_torch.checkpoint.sharded import Checkpoint, CheckpointFolder
 from dalle_torch.config import MeshConfig, RunConfig
 from dalle_torch.config_io import dump_config, load_config, save_config
 from dalle_torch.log import get_logger, set_rank
-from dalle_torch.models.vqgan import VQGAN
 from dalle_torch.parallel.engine import Engine, start_engine
-from dalle_torch.storage.embedded import located_vqgan
 from dalle_torch.storage.places import Place
 from dalle_torch.tracking import JsonLinesTracker, MultiTracker, NullTracker, Tracker, start_wandb
 from dalle_torch.training.control import History, Mailbox
 from dalle_torch.training.loop import Scorer, Trainer
+from dalle_torch.training.pictures import prepare_pictures
 from dalle_torch.training.run_folder import RunFolder, differences
-from dalle_torch.training.samples import Sampler
 from dalle_torch.training.setup import Run, prepare_run
 from dalle_torch.training.state import set_random_states
 
@@ -82,6 +80,8 @@ def _train_in(config: RunConfig, engine: Engine, folder: RunFolder, scorer: Scor
     run = prepare_run(history.config_at(config, step), engine, split_decay=split)
     if found is not None:
         _go_on(run, found)
+    # Before a tracker starts a run elsewhere: what cannot be drawn or scored is to leave none behind.
+    pictures = prepare_pictures(run, folder.samples)
     tracker: Tracker = NullTracker()
     mirror = None
     if engine.host_index == 0:
@@ -92,7 +92,7 @@ def _train_in(config: RunConfig, engine: Engine, folder: RunFolder, scorer: Scor
         mirror = _mirror(config, history)
     mailbox = Mailbox(_mailboxes(config, folder))
     logger.info("%s", run.batches)
-    return Trainer(run, checkpoints, tracker, mailbox, history, _sampler(run, folder), scorer, mirror).train()
+    return Trainer(run, checkpoints, tracker, mailbox, history, pictures, scorer, mirror).train()
 
 
 def _mailboxes(config: RunConfig, folder: RunFolder) -> list[str]:
@@ -157,21 +157,3 @@ def _tracker(config: RunConfig, folder: RunFolder, step: int) -> Tracker:
     if config.tracking.wandb != "off":
         trackers.append(start_wandb(config.tracking, folder.path, asdict(config), resumed=step > 0))
     return MultiTracker(trackers)
-
-
-def _sampler(run: Run, folder: RunFolder) -> Sampler | None:
-    config = run.config
-    # Where only the interval is missing, it can be set while the run goes.
-    if config.model.vqgan is None or not config.samples.prompts:
-        return None
-    if run.engine.name != "xla" and run.engine.host_count > 1 and config.runtime.parallel == "fsdp":
-        raise ValueError(
-            "samples.prompts: one process draws, and needs whole parameters, which runtime.parallel=fsdp has not: take "
-            "ddp, or leave the prompts out and draw from an exported checkpoint"
-        )
-    if run.engine.host_index and run.engine.name != "xla":
-        return None
-    vqgan = VQGAN.from_pretrained(located_vqgan(config.model.vqgan), trust_pickle=config.model.trust_pickle).eval()
-    if run.engine.name != "xla":
-        vqgan.to(run.engine.device)
-    return Sampler(config.samples, run.state.model, run.processor, vqgan, folder.samples)

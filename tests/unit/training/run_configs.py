@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dalle_torch.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, SamplesConfig
+from dalle_torch.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, SamplesConfig, ScoresConfig
 
 
 def run_config(optimizer: str = "adamw", **sections: Any) -> RunConfig:
@@ -12,5 +12,6 @@ def run_config(optimizer: str = "adamw", **sections: Any) -> RunConfig:
         "data": DataConfig(train=["shards"]),
         "optimizer": OptimizerConfig(name=optimizer, lr=1e-4, weight_decay=0.1),  # type: ignore[arg-type]
         "samples": SamplesConfig(every=100, prompts=["a red circle"]),
+        "scores": ScoresConfig(every=200, prompts=["a red circle"], scorer="shapes"),
     }
     return RunConfig(**given | sections)

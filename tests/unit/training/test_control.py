@@ -7,7 +7,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dalle_torch.config import DataConfig, OptimizerConfig, RunConfig, SamplesConfig, ShampooConfig, TrainingConfig
+from dalle_torch.config import (
+    DataConfig,
+    OptimizerConfig,
+    RunConfig,
+    SamplesConfig,
+    ScoresConfig,
+    ShampooConfig,
+    TrainingConfig,
+)
 from dalle_torch.training.control import (
     ADJUSTABLE,
     Change,
@@ -38,6 +46,7 @@ NUMBERS = {
     "training.eval_every": st.integers(1, 10**6),
     "training.save_every": st.integers(1, 10**6),
     "samples.every": st.none() | st.integers(1, 10**6),
+    "scores.every": st.none() | st.integers(1, 10**6),
 }
 SETTINGS = st.fixed_dictionaries({}, optional=NUMBERS)
 
@@ -120,6 +129,8 @@ def test_settings_that_the_run_does_not_have_are_told() -> None:
         parse_request(["beta1=0.5", "beta2=0.5"], run_config("adafactor"))
     with pytest.raises(ValueError, match="samples.every=5 needs the VQGAN|without prompts"):
         parse_request(["sample_every=5"], run_config(samples=SamplesConfig()))
+    with pytest.raises(ValueError, match="scores cannot be used: every=5 without prompts: name some"):
+        parse_request(["score_every=5"], run_config(scores=ScoresConfig()))
 
 
 def test_bounds_that_depend_on_each_other_may_move_together() -> None:

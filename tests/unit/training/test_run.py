@@ -5,8 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import fsspec
 import pytest
@@ -19,8 +18,7 @@ from dalle_torch.parallel.accelerated import AcceleratedEngine
 from dalle_torch.storage import CheckpointError
 from dalle_torch.training import loop, speed
 from dalle_torch.training.control import Mailbox, parse_request
-from dalle_torch.training.run import _sampler, train_run
-from dalle_torch.training.run_folder import RunFolder
+from dalle_torch.training.run import train_run
 from dalle_torch.training.setup import model_config
 from tests.tiny_run import OPTIMIZERS, run_config, write_source
 
@@ -194,15 +192,6 @@ def test_the_models_configuration_is_found_where_weights_are(key: str, source: P
     ):
         with pytest.raises(FileNotFoundError, match=message):
             model_config(ModelConfig(config=gone))
-
-
-def test_pictures_are_refused_where_parameters_are_spread(config_of: Callable[..., RunConfig], tmp_path: Path) -> None:
-    config = config_of(
-        model={"vqgan": "x"}, samples={"every": 1, "prompts": ["a"]}, runtime={"device": "cpu", "parallel": "fsdp"}
-    )
-    engine = SimpleNamespace(name="accelerate", host_count=2, host_index=1)
-    with pytest.raises(ValueError, match=r"samples\.prompts: .*runtime\.parallel=fsdp has not: take ddp"):
-        _sampler(cast(Any, SimpleNamespace(config=config, engine=engine)), RunFolder(tmp_path))
 
 
 def test_what_the_device_has_yet_to_do_counts_as_training(
