@@ -229,6 +229,15 @@ class DistributedShampoo(torch.optim.Optimizer):
             for bucket in buckets
         )
 
+    def stacks(self) -> dict[str, Tensor]:
+        """The state's tensors as they are kept, several parameters in each, by names that tell kind and shape."""
+        buckets = [bucket for of_group in self._buckets for bucket in of_group]
+        return {
+            f"{kind} of {len(bucket.parameters)} x {list(bucket.parameters[0].shape)} ({number})": tensor
+            for number, bucket in enumerate(buckets)
+            for kind, tensor, _ in bucket.tensors()
+        }
+
     def counts(self) -> dict[str, int]:
         """How often roots failed and gradients were not finite, over all parameters; waits for the device."""
         buckets = [bucket for of_group in self._buckets for bucket in of_group]
