@@ -11,8 +11,8 @@ digits to be multiplied.
 
 import datetime
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -52,6 +52,7 @@ class SpmdEngine:
         self.mesh: MeshPlan
         self.mesh, self.xla_mesh = spmd.start_mesh(mesh)
         self.specs: dict[str, Spec] = {}
+        self._waiting: list[dict[str, Tensor]] = []
         self._uneven = mesh.uneven
         self._spec_of: Callable[[Tensor], Spec] = _nothing_placed
         self._groups = groups_of_devices(spmd.local_devices(), self.mesh.mp)
@@ -93,7 +94,10 @@ class SpmdEngine:
 
     def put(self, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
         whole = {name: self._spread([batch[name] for batch in batches]) for name in batches[0]}
-        return [{name: of_batches[index] for name, of_batches in whole.items()} for index in range(len(batches))]
+        self._waiting = [
+            {name: of_batches[index] for name, of_batches in whole.items()} for index in range(len(batches))
+        ]
+        return list(self._waiting)
 
     def _spread(self, rows: Sequence[Tensor]) -> list[Tensor]:
         """The rows of all hosts, those of one mp group on the devices of that group, for each batch.
@@ -141,8 +145,19 @@ class SpmdEngine:
             return nullcontext()
         return torch.autocast("xla", getattr(torch, precision))
 
-    def accumulating(self, model: nn.Module, last: bool) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def accumulating(self, model: nn.Module, last: bool) -> Iterator[None]:
+        """The next pass waits for the gradients of this one.
+
+        Left alone, XLA runs the passes' forward parts side by side, and the activations of all are in memory at once.
+        """
+        import torch_xla.core.xla_model as xm
+
+        yield
+        self._waiting.pop(0)
+        if not last:
+            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            xm.optimization_barrier_([*gradients, *(rows for batch in self._waiting for rows in batch.values())])
 
     def gradients_done(self, model: nn.Module) -> None:
         spmd.mark_gradients(model, self.xla_mesh, self.specs)
@@ -219,7 +234,7 @@ def use_full_precision() -> None:
 
 
 def groups_of_devices(numbers: Sequence[int], mp: int) -> list[int]:
-    """For each device of a host, numbered in its runtime's order, the number of its mp group among those of the host."""
+    """For each device of a host, numbered in its runtime's order, the number of its mp group among the host's."""
     places = {number: place for place, number in enumerate(sorted(numbers))}
     return [places[number] // mp for number in numbers]
 

@@ -9,6 +9,7 @@ tensor is allocated, so that a step of billions of parameters is traced in the m
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,8 +78,12 @@ class _StandIn:
     @torch.no_grad()
     def renew(self) -> None:
         """Forget how the tensor is computed, and its views with it."""
+        import torch_xla
+
         placeholder = _placeholder(self.tensor.shape, self.tensor.dtype)
         self.number = _number(placeholder)
+        # Or the copy would be an operation that lays it out.
+        torch_xla._XLAC._xla_clear_sharding(self.tensor)
         self.tensor.copy_(placeholder)
 
 
@@ -106,6 +111,7 @@ class TracingEngine(SpmdEngine):
         self._groups = groups_of_devices(of_hosts[0], self.mesh.mp)
         self._held: dict[str, _StandIn] = {}
         self._sent: list[_StandIn] = []
+        self._scopes = _Scopes()
 
     def place(self, model: nn.Module, rules: Sequence[Rule]) -> nn.Module:
         """`model`, which is on the meta device, with stand-ins for parameters."""
@@ -126,6 +132,17 @@ class TracingEngine(SpmdEngine):
             self._held[name] = _StandIn(tensor, spmd.layout_of(tensor) or REPLICATED, _number(tensor))
             self._held[name].renew()
 
+    def name_parts(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Have operations carry the names of the modules that they are of, or of the optimizer."""
+        for name, module in model.named_modules():
+            # A name's dots would be taken for torch_xla's own counting.
+            last = name.rpartition(".")[2]
+            if name and not isinstance(module, nn.ModuleList):
+                module.register_forward_pre_hook(lambda *_, part=last: self._scopes.enter(part))
+                module.register_forward_hook(lambda *_: self._scopes.leave(), always_call=True)
+        optimizer.register_step_pre_hook(lambda *_: self._scopes.enter("optimizer"))
+        optimizer.register_step_post_hook(lambda *_: self._scopes.leave())
+
     def end_step(self) -> None:
         """What was recorded waits for `program`."""
 
@@ -137,7 +154,7 @@ class TracingEngine(SpmdEngine):
         import torch_xla
 
         self._sent = []
-        with _counted_devices(self.mesh.devices), self._layouts_known():
+        with _counted_devices(self.mesh.devices), self._layouts_known(), self._scopes.in_loops():
             results = dict(step())
         results |= {name: held.tensor for name, held in self._held.items() if _computed(held.tensor)}
         tensors = list(results.values())
@@ -188,6 +205,53 @@ class TracingEngine(SpmdEngine):
             yield
         finally:
             xla_spmd.mark_sharding = real
+
+
+class _Scopes:
+    """Names under which operations are recorded, the innermost last."""
+
+    def __init__(self) -> None:
+        self._open: list[tuple[str, Any]] = []
+
+    def enter(self, name: str) -> None:
+        from torch_xla.debug.profiler import Trace
+
+        trace = Trace(name)
+        trace.__enter__()
+        self._open.append((name, trace))
+
+    def leave(self) -> None:
+        _, trace = self._open.pop()
+        trace.__exit__(None, None, None)
+
+    @contextmanager
+    def in_loops(self) -> Iterator[None]:
+        """The backward pass of a loop of layers goes by the names that its forward pass was in."""
+        import torch_xla.experimental.scan  # noqa: F401  # the package has a function of that name
+
+        module: Any = sys.modules["torch_xla.experimental.scan"]
+        real = module.value_and_grad_partitioned
+
+        def named(*arguments: Any, **options: Any) -> tuple[Any, Any, Any]:
+            forward, alias_input, backward = real(*arguments, **options)
+            names = [name for name, _ in self._open]
+
+            def named_backward(carry: Any, x: Any) -> Any:
+                for name in names:
+                    self.enter(name)
+                try:
+                    return backward(carry, x)
+                finally:
+                    for _ in names:
+                        self.leave()
+
+            return forward, alias_input, named_backward
+
+        module.value_and_grad_partitioned = named
+        try:
+            yield
+        finally:
+            module.value_and_grad_partitioned = real
 
 
 def _start() -> torch.device:

@@ -2,9 +2,10 @@
 
 Owns: the table and the names. Does not own: what libtpu knows of a topology (`compiler`), estimates (`roofline`).
 
-Sources, all per chip: Google Cloud's pages "TPU v2" to "TPU v6e" (cloud.google.com/tpu/docs) for arithmetic, memory and,
-from v4 on, links between chips (of v4 the all-reduce bandwidth of a pod over its 4096 chips; of v5p half of what goes
-both ways); for links of v2 and v3 Jouppi et al., "A Domain-Specific Supercomputer for Training Deep Neural Networks",
+Sources, all per chip: Google Cloud's pages "TPU v2" to "TPU v6e" (cloud.google.com/tpu/docs) for arithmetic, memory
+and, from v4 on, links between chips (of v4 the all-reduce bandwidth of a pod over its 4096 chips; of v5p half of what
+goes both ways); for links of v2 and v3 Jouppi et al., "A Domain-Specific Supercomputer for Training Deep Neural
+Networks",
 CACM 2020: four of 496 and of 656 Gbit/s each way.
 """
 

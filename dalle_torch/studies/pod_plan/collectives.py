@@ -13,6 +13,9 @@ from dalle_torch.studies.pod_plan.hlo import Array, Instruction, Program
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
+_WORDS = {"xla__scan": "", "call": "", "while": "", "aot_forward": "forward", "aot_backward": "backward"}
+"""What torch_xla's loops put into names, in ours."""
+
 _LISTED = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)+)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _PAIRS = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)+)\}")
@@ -71,13 +74,17 @@ def find_collectives(program: Program, place_of: Mapping[int, Sequence[int]], ax
             )
         ] += times
     found = [replace(collective, times=times) for collective, times in alike.items()]
-    return sorted(found, key=lambda collective: (-collective.moved, collective.layer, collective.kind, collective.shape))
+    return sorted(
+        found, key=lambda collective: (-collective.moved, collective.layer, collective.kind, collective.shape)
+    )
 
 
 def layer_of(op_name: str) -> str:
-    """The layer that `parallel.trace` wrote into an operation's name, or what it is of the step."""
-    parts = [re.sub(r"\.\d+$", "", part) for part in op_name.split("/")]
-    return "/".join(dict.fromkeys(part for part in parts if part)) or "added by the compiler"
+    """Where an operation comes from: modules and parts of a step that `parallel.trace` names, and the kind."""
+    # An operation that was made of several has the names of all.
+    parts = [re.sub(r"\.\d+$", "", part) for part in op_name.split(";")[0].split("/")]
+    named = [_WORDS.get(part, part) for part in parts]
+    return " ".join(dict.fromkeys(part for part in named if part)) or "added by the compiler"
 
 
 def _instructions(program: Program) -> Iterator[tuple[Instruction, int]]:

@@ -20,16 +20,23 @@ from typing import Any
 
 # libtpu would look for a TPU's metadata server, and JAX for devices.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+# Compiling takes no device that another process could want as well.
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 MISSING, UNKNOWN_TOPOLOGY = 3, 4
 """Exit statuses that are answers."""
 
 _LEFTOVERS = (
-    "mhlo.input_output_alias", "mhlo.xla_entry_computation_parameter_layouts", "mhlo.is_dynamic", "mhlo.use_auto_spmd_partitioning",
-    "mhlo.xla_entry_computation_parameter_tiles", "mhlo.xla_entry_computation_result_layout", "mhlo.xla_entry_computation_result_tiles",
     "mhlo.cross_program_prefetches",
-)  # fmt: skip
+    "mhlo.input_output_alias",
+    "mhlo.is_dynamic",
+    "mhlo.use_auto_spmd_partitioning",
+    "mhlo.xla_entry_computation_parameter_layouts",
+    "mhlo.xla_entry_computation_parameter_tiles",
+    "mhlo.xla_entry_computation_result_layout",
+    "mhlo.xla_entry_computation_result_tiles",
+)
 """What XLA notes on a module as it is and would not take back."""
 
 
@@ -60,12 +67,11 @@ def _topology(topologies: Any, name: str) -> Any:
 
 
 def _compile(request: dict[str, Any], devices: Any, folder: Path) -> dict[str, Any]:
-    from jax._src import compiler, sharding_impls
-    from jax._src.lib import xla_client
-    from jax._src.interpreters import mlir
-    from jax._src.lib.mlir import ir
-
     import numpy as np
+    from jax._src import compiler
+    from jax._src.interpreters import mlir
+    from jax._src.lib import xla_client
+    from jax._src.lib.mlir import ir
 
     program = xla_client.XlaComputation(Path(request["program"]).read_bytes())
     text = xla_client._xla.mlir.xla_computation_to_mlir_module(program)
@@ -95,7 +101,11 @@ def _compile(request: dict[str, Any], devices: Any, folder: Path) -> dict[str, A
     sizes["peak"] = int(memory.peak_memory_in_bytes)
     cost = built.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
-    return {"seconds": seconds, "memory": sizes, "cost": {k: float(cost[k]) for k in ("flops", "bytes accessed") if k in cost}}
+    return {
+        "seconds": seconds,
+        "memory": sizes,
+        "cost": {k: float(cost[k]) for k in ("flops", "bytes accessed") if k in cost},
+    }
 
 
 def _annotate(ir: Any, module: Any, request: dict[str, Any]) -> None:

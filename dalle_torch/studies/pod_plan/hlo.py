@@ -78,12 +78,6 @@ class Instruction:
         each = [("branch", name.strip().lstrip("%")) for name in branches[1].split(",")] if branches else []
         return (*_CALLED.findall(self.attributes), *each)
 
-    @property
-    def turns(self) -> int | None:
-        """Of a loop, if XLA knows."""
-        found = _TURNS.search(self.attributes)
-        return int(found[1]) if found else None
-
 
 @dataclass
 class Computation:
@@ -188,9 +182,27 @@ def _count(program: Program, name: str, times: int) -> None:
     program.times[name] = program.times.get(name, 0) + times
     for instruction in program.computations[name].instructions.values():
         if instruction.opcode == "while":
-            program.unknown_loops += instruction.turns is None
+            turns = _turns(program, instruction)
+            program.unknown_loops += turns is None
             for role, called in instruction.called:
-                _count(program, called, times * (instruction.turns or 1) if role == "body" else times)
+                _count(program, called, times * (turns or 1) if role == "body" else times)
         elif instruction.opcode in ("call", "conditional", "async-start"):
             for _, called in instruction.called:
                 _count(program, called, times)
+
+
+def _turns(program: Program, loop: Instruction) -> int | None:
+    """XLA's own number, or the bound of a counter, which loops of torch_xla count up to from zero.
+
+    The counter is of 64 bits, which a TPU has as two words: the lower one is compared as an unsigned number.
+    """
+    if found := _TURNS.search(loop.attributes):
+        return int(found[1])
+    condition = program.computations[dict(loop.called)["condition"]].instructions
+    bounds = [
+        int(condition[second].operands[0])
+        for first, second in (one.operands for one in condition.values() if one.opcode == "compare")
+        if condition[second].opcode == "constant" and condition[first].results[0].dtype in ("u32", "u64")
+    ]
+    bounds = [bound for bound in bounds if bound]
+    return bounds[0] if len(bounds) == 1 else None

@@ -41,6 +41,7 @@ def trace_steps(
     choose_trained(model, config.model.train)
     called, optimizer = place_training(config, engine, model)
     engine.hold(_state(model, optimizer))
+    engine.name_parts(model, optimizer)
     step = TrainStep(engine, model, called, optimizer, config.training)
     passes = [_batch(batches, network) for _ in range(config.training.accumulation_steps)]
     for kind in _kinds(optimizer):

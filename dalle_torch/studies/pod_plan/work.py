@@ -55,7 +55,9 @@ def count_work(program: Program) -> Work:
     return Work(flops, passes, moved)
 
 
-def _products(program: Program, computation: Computation, instruction: Instruction) -> list[tuple[Computation, Instruction]]:
+def _products(
+    program: Program, computation: Computation, instruction: Instruction
+) -> list[tuple[Computation, Instruction]]:
     if instruction.opcode in ("dot", "convolution"):
         return [(computation, instruction)]
     if instruction.opcode != "fusion":
