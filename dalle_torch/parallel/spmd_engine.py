@@ -11,8 +11,8 @@ digits to be multiplied.
 
 import datetime
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from dalle_torch.config import MeshConfig, RuntimeConfig
 from dalle_torch.parallel import spmd
 from dalle_torch.parallel.checkpointing import checkpoint_layers
 from dalle_torch.parallel.engine import Precision, gather_objects
-from dalle_torch.parallel.mesh import MeshPlan
+from dalle_torch.parallel.mesh import AXES, MeshPlan
 from dalle_torch.parallel.rules import Rule, Spec, lay_out
 from dalle_torch.parallel.runtime import pick_device
 from dalle_torch.parallel.scan import scan_layers
@@ -52,9 +52,10 @@ class SpmdEngine:
         self.mesh: MeshPlan
         self.mesh, self.xla_mesh = spmd.start_mesh(mesh)
         self.specs: dict[str, Spec] = {}
+        self._waiting: list[dict[str, Tensor]] = []
         self._uneven = mesh.uneven
         self._spec_of: Callable[[Tensor], Spec] = _nothing_placed
-        self._groups = _groups_of_devices(self.mesh.mp)
+        self._groups = groups_of_devices(spmd.local_devices(), self.mesh.mp)
 
     def place(self, model: nn.Module, rules: Sequence[Rule]) -> nn.Module:
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -93,7 +94,10 @@ class SpmdEngine:
 
     def put(self, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
         whole = {name: self._spread([batch[name] for batch in batches]) for name in batches[0]}
-        return [{name: of_batches[index] for name, of_batches in whole.items()} for index in range(len(batches))]
+        self._waiting = [
+            {name: of_batches[index] for name, of_batches in whole.items()} for index in range(len(batches))
+        ]
+        return list(self._waiting)
 
     def _spread(self, rows: Sequence[Tensor]) -> list[Tensor]:
         """The rows of all hosts, those of one mp group on the devices of that group, for each batch.
@@ -108,9 +112,6 @@ class SpmdEngine:
         Returns:
             [dp x R, ...] each, in the order of the hosts and of the rows of each.
         """
-        import torch_xla.core.xla_model as xm
-        from torch_xla.distributed import spmd as xla_spmd
-
         groups = self.mesh.groups_per_host
         if uneven := [len(value) for value in rows if len(value) % groups]:
             raise ValueError(
@@ -121,12 +122,19 @@ class SpmdEngine:
         if sent.dtype == torch.int64:
             # Tokens; a TPU makes an int64 of two int32, and half of it would be sent for nothing.
             sent = sent.int()
-        split = xla_spmd.ShardingSpec(self.xla_mesh, (("dp", "mp"), *(None,) * (sent.ndim - 1)), minibatch=True)
-        (received,) = xm.send_cpu_data_to_device([sent.contiguous()], self.device, input_sharding=split)
-        of_groups = received.unflatten(0, (self.mesh.dp, self.mesh.mp))[:, 0]
+        of_groups = self._send(sent.contiguous()).unflatten(0, (self.mesh.dp, self.mesh.mp))[:, 0]
         by_rows = ("dp", *(None,) * (rows[0].ndim - 1))
         whole = [of_groups[:, index].flatten(0, 1).to(value.dtype) for index, value in enumerate(rows)]
         return [spmd.mark(value, self.xla_mesh, by_rows) for value in whole]
+
+    def _send(self, rows: Tensor) -> Tensor:
+        """[devices of this host, ...] to [all devices, ...], of which each has what its host had for it."""
+        import torch_xla.core.xla_model as xm
+        from torch_xla.distributed import spmd as xla_spmd
+
+        split = xla_spmd.ShardingSpec(self.xla_mesh, (AXES, *(None,) * (rows.ndim - 1)), minibatch=True)
+        (received,) = xm.send_cpu_data_to_device([rows], self.device, input_sharding=split)
+        return received
 
     def scalar(self, value: float) -> float | Tensor:
         # Of a tensor [] torch_xla makes a constant of the program where the value is 0 or 1.
@@ -137,8 +145,19 @@ class SpmdEngine:
             return nullcontext()
         return torch.autocast("xla", getattr(torch, precision))
 
-    def accumulating(self, model: nn.Module, last: bool) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def accumulating(self, model: nn.Module, last: bool) -> Iterator[None]:
+        """The next pass waits for the gradients of this one.
+
+        Left alone, XLA runs the passes' forward parts side by side, and the activations of all are in memory at once.
+        """
+        import torch_xla.core.xla_model as xm
+
+        yield
+        self._waiting.pop(0)
+        if not last:
+            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            xm.optimization_barrier_([*gradients, *(rows for batch in self._waiting for rows in batch.values())])
 
     def gradients_done(self, model: nn.Module) -> None:
         spmd.mark_gradients(model, self.xla_mesh, self.specs)
@@ -190,15 +209,13 @@ def _start(runtime: RuntimeConfig) -> torch.device:
         # torch_xla's own way to find the others makes groups that cannot exchange what a mesh needs in SPMD mode.
         dist.init_process_group("gloo", timeout=datetime.timedelta(minutes=runtime.timeout_minutes))
     try:
-        import torch_xla.backends
         import torch_xla.runtime as xr
     except ImportError as error:
         raise ValueError(f"runtime.backend=xla needs torch_xla (pip install 'dalle-torch[xla]'): {error}") from error
     # Before anything touches a device.
     xr.use_spmd()
     device = pick_device("xla")
-    if torch_xla.backends.get_mat_mul_precision() != "highest":
-        torch_xla.backends.set_mat_mul_precision("highest")
+    use_full_precision()
     if xr.process_count() != launched:
         raise ValueError(
             f"torch_xla counts {xr.process_count()} hosts, but the environment says WORLD_SIZE={launched}: start one "
@@ -208,9 +225,16 @@ def _start(runtime: RuntimeConfig) -> torch.device:
     return device
 
 
-def _groups_of_devices(mp: int) -> list[int]:
-    """For each device of this host, in the runtime's order, the number of its mp group among those of the host."""
-    numbers = spmd.local_devices()
+def use_full_precision() -> None:
+    """Have float32 multiplied as float32 in all programs from here on."""
+    import torch_xla.backends
+
+    if torch_xla.backends.get_mat_mul_precision() != "highest":
+        torch_xla.backends.set_mat_mul_precision("highest")
+
+
+def groups_of_devices(numbers: Sequence[int], mp: int) -> list[int]:
+    """For each device of a host, numbered in its runtime's order, the number of its mp group among the host's."""
     places = {number: place for place, number in enumerate(sorted(numbers))}
     return [places[number] // mp for number in numbers]
 

@@ -99,6 +99,22 @@ def prepare_run(config: RunConfig, engine: Engine, split_decay: bool = False) ->
         f"{model.num_parameters():,}",
         f"{sum(model.get_parameter(name).numel() for name in trained):,}",
     )
+    network, optimizer = place_training(config, engine, model, split_decay)
+    state = TrainState(model, optimizer)
+    return Run(config, engine, batches, processor, data, training, evaluation, network, state)
+
+
+def place_training(
+    config: RunConfig, engine: Engine, model: DalleBart, split_decay: bool = False
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Lay `model` out on the devices and make its optimizer there, with the state that a first update finds.
+
+    Returns:
+        What a step calls, and the optimizer.
+
+    Raises:
+        ValueError: the model cannot be laid out, or the optimizer does not run there.
+    """
     network = engine.place(model, layout_rules(model.config))
     optimizer = build_optimizer(
         model, config.optimizer, split_decay=split_decay, **engine.optimizer_options(config.optimizer.name)
@@ -106,8 +122,7 @@ def prepare_run(config: RunConfig, engine: Engine, split_decay: bool = False) ->
     prepare(optimizer)
     engine.place_state(optimizer)
     model.train()
-    state = TrainState(model, optimizer)
-    return Run(config, engine, batches, processor, data, training, evaluation, network, state)
+    return network, optimizer
 
 
 def model_config(config: ModelConfig) -> DalleBartConfig:

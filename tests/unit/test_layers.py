@@ -37,7 +37,7 @@ HOMES = {
     "gradio": ("app/",),
     "fastapi": ("app/",),
     "uvicorn": ("app/",),
-    "jax": (),
+    "jax": ("studies/pod_plan/compiler.py",),
     "flax": (),
     "min_dalle": (),
 }

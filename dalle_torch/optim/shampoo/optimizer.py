@@ -24,6 +24,11 @@ from dalle_torch.optim.shampoo.update import Now
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
+_STACK_ELEMENTS = 1 << 28
+"""Of the parameters that are updated together on torch_xla: 64 of Mega's attention, whose 256 blocks are one for each
+core of the pod it was trained on."""
+
+
 class DistributedShampoo(torch.optim.Optimizer):
     """Distributed Shampoo (Anil et al., arXiv 2002.09018), as DALL·E Mega was trained with it.
 
@@ -229,6 +234,15 @@ class DistributedShampoo(torch.optim.Optimizer):
             for bucket in buckets
         )
 
+    def stacks(self) -> dict[str, Tensor]:
+        """The state's tensors as they are kept, several parameters in each, by names that tell kind and shape."""
+        buckets = [bucket for of_group in self._buckets for bucket in of_group]
+        return {
+            f"{kind} of {len(bucket.parameters)} x {list(bucket.parameters[0].shape)} ({number})": tensor
+            for number, bucket in enumerate(buckets)
+            for kind, tensor, _ in bucket.tensors()
+        }
+
     def counts(self) -> dict[str, int]:
         """How often roots failed and gradients were not finite, over all parameters; waits for the device."""
         buckets = [bucket for of_group in self._buckets for bucket in of_group]
@@ -310,7 +324,8 @@ class DistributedShampoo(torch.optim.Optimizer):
         options = ShampooOptions.of_group(self.param_groups[index])
         if self._compile and any(parameter.device.type == "xla" for parameter in parameters):
             raise ValueError("compile=True is not for torch_xla, which compiles whole steps by itself: leave it out")
-        new = [Bucket(of_kind, options, self._sharding, self._compile) for of_kind in together.values()]
+        parts = [part for of_kind in together.values() for part in _parts(of_kind)]
+        new = [Bucket(part, options, self._sharding, self._compile) for part in parts]
         self._show(new)
         self._buckets[index] += new
         return new
@@ -335,6 +350,14 @@ class DistributedShampoo(torch.optim.Optimizer):
         largest = _largest_block(group["params"], options)
         for p, matrices in by_exponent.items():
             update_roots(matrices, options, method, largest, p)
+
+
+def _parts(parameters: list[Tensor]) -> list[list[Tensor]]:
+    """Parameters of one shape, as an update takes them at once: on torch_xla all that it makes of them is in memory."""
+    if parameters[0].device.type != "xla":
+        return [parameters]
+    most = max(1, _STACK_ELEMENTS // parameters[0].numel())
+    return [parameters[start : start + most] for start in range(0, len(parameters), most)]
 
 
 def _now(bucket: Bucket, options: ShampooOptions, of_device: Factors) -> Now:

@@ -1,0 +1,1 @@
+"""A training step, compiled for TPUs that are not there: what it needs, moves and takes."""

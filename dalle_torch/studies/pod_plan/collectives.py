@@ -1,0 +1,136 @@
+"""What the devices of a compiled step tell each other: every collective, its kind, bytes, axis of the mesh, and layer.
+
+Owns: reading them out of a program. Does not own: the program's grammar (`hlo`), how long they take (`roofline`).
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from dalle_torch.studies.pod_plan.hlo import Array, Instruction, Program
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+_WORDS = {"xla__scan": "", "call": "", "while": "", "aot_forward": "forward", "aot_backward": "backward"}
+"""What torch_xla's loops put into names, in ours."""
+
+_LISTED = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)+)\}")
+_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_PAIRS = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)+)\}")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """Collectives of a program that are alike.
+
+    Attributes:
+        kind: one of `KINDS`.
+        axis: of the mesh, along which devices talk: "dp", "mp", or both.
+        group: devices that talk to each other.
+        layer: where in the model or the step it comes from.
+        shape: of what it moves, on one device: what is reduced, or what is gathered.
+        bytes: of that, each time.
+        times: in a step.
+    """
+
+    kind: str
+    axis: str
+    group: int
+    layer: str
+    shape: str
+    bytes: int
+    times: int
+
+    @property
+    def moved(self) -> float:
+        """Bytes that a device sends in a step, by the ring: twice (n - 1) / n of what is reduced, once of the rest."""
+        share = (self.group - 1) / self.group if self.kind != "collective-permute" else 1.0
+        return self.bytes * self.times * share * (2 if self.kind == "all-reduce" else 1)
+
+
+def find_collectives(program: Program, place_of: Mapping[int, Sequence[int]], axes: Sequence[str]) -> list[Collective]:
+    """Collectives in falling order of what they move; those that are alike together.
+
+    Args:
+        place_of: for each device its place along each axis of the mesh.
+        axes: names.
+    """
+    alike: dict[Collective, int] = defaultdict(int)
+    for instruction, times in _instructions(program):
+        kind = instruction.opcode.removesuffix("-start")
+        group = _group(instruction, len(place_of))
+        moved = _moved(instruction, kind, program)
+        alike[
+            Collective(
+                kind=kind,
+                axis=_axis([place_of[device] for device in group], axes),
+                group=len(group) if kind != "collective-permute" else 2,
+                layer=layer_of(instruction.op_name),
+                shape=", ".join(map(str, moved)),
+                bytes=sum(array.bytes for array in moved),
+                times=0,
+            )
+        ] += times
+    found = [replace(collective, times=times) for collective, times in alike.items()]
+    return sorted(
+        found, key=lambda collective: (-collective.moved, collective.layer, collective.kind, collective.shape)
+    )
+
+
+def layer_of(op_name: str) -> str:
+    """Where an operation comes from: modules and parts of a step that `parallel.trace` names, and the kind."""
+    # An operation that was made of several has the names of all.
+    parts = [re.sub(r"\.\d+$", "", part) for part in op_name.split(";")[0].split("/")]
+    named = [_WORDS.get(part, part) for part in parts]
+    return " ".join(dict.fromkeys(part for part in named if part)) or "added by the compiler"
+
+
+def _instructions(program: Program) -> Iterator[tuple[Instruction, int]]:
+    """Collectives that run by themselves, and those that the compiler fused with others."""
+    for _, instruction, times in program.running():
+        if instruction.opcode.removesuffix("-start") in KINDS:
+            yield instruction, times
+        elif instruction.opcode == "fusion":
+            for role, name in instruction.called:
+                inside = program.computations[name].instructions.values() if role == "calls" else ()
+                yield from ((inner, times) for inner in inside if inner.opcode.removesuffix("-start") in KINDS)
+
+
+def _moved(instruction: Instruction, kind: str, program: Program) -> tuple[Array, ...]:
+    """What is gathered is the result; of everything else it is what goes in."""
+    results = instruction.results
+    if instruction.opcode.endswith("-start") and kind in ("all-gather", "collective-permute"):
+        # (what goes in, what comes out, and more): of a permutation both are alike.
+        return results[1:2] if kind == "all-gather" else results[:1]
+    if kind == "reduce-scatter":
+        group = _group(instruction, 1)
+        return tuple(Array(array.dtype, (array.shape[0] * len(group), *array.shape[1:])) for array in results)
+    return results
+
+
+def _group(instruction: Instruction, devices: int) -> list[int]:
+    """The first of the groups."""
+    attributes = instruction.attributes
+    if found := _IOTA.search(attributes):
+        groups, sizes = (tuple(map(int, found[index].split(","))) for index in (1, 2))
+        order = tuple(map(int, found[3].split(","))) if found[3] else tuple(range(len(sizes)))
+        return _iota(sizes, order)[: groups[-1]]
+    if found := _LISTED.search(attributes) or _PAIRS.search(attributes):
+        return [int(device) for device in found[1].split("}")[0].lstrip("{").split(",") if device]
+    return list(range(devices))
+
+
+def _iota(sizes: Sequence[int], order: Sequence[int]) -> list[int]:
+    """0, 1, ... as an array of `sizes` with its axes in `order`, flat."""
+    strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    flat = [0]
+    for axis in order:
+        flat = [number + step * strides[axis] for number in flat for step in range(sizes[axis])]
+    return flat
+
+
+def _axis(places: Sequence[Sequence[int]], axes: Sequence[str]) -> str:
+    different = [name for index, name in enumerate(axes) if len({place[index] for place in places}) > 1]
+    return " and ".join(different) or "none"

@@ -1,0 +1,208 @@
+"""XLA's text of a compiled program, read: computations, instructions, how often each runs.
+
+Owns: the grammar as far as it is needed, loops' turns. Does not own: what is looked for (`collectives`, `work`).
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+_BYTES = {
+    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4,
+    "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "f8e4m3fn": 1, "f8e5m2": 1,
+}  # fmt: skip
+"""Of an element; what is not here (tokens, semaphores) takes no memory that counts."""
+
+_SHAPE = re.compile(r"\b([a-z]+[0-9]*(?:e\d+m\d+(?:fn)?)?)\[([0-9,]*)\]")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
+_CALLED = re.compile(r"\b(body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_OP_NAME = re.compile(r'\bop_name="([^"]*)"')
+_NAMES = re.compile(r"%([\w.\-]+)")
+
+
+@dataclass(frozen=True)
+class Array:
+    """Type and shape of one array."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return math.ceil(self.elements * _BYTES.get(self.dtype, 0))
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line.
+
+    Attributes:
+        results: the arrays of its result, those of a tuple one after the other.
+        operands: names.
+        attributes: everything after the operands.
+    """
+
+    name: str
+    opcode: str
+    results: tuple[Array, ...]
+    operands: tuple[str, ...]
+    attributes: str
+    root: bool
+
+    @property
+    def bytes(self) -> int:
+        return sum(array.bytes for array in self.results)
+
+    @cached_property
+    def op_name(self) -> str:
+        """Where it comes from, as whoever made the program named it."""
+        found = _OP_NAME.search(self.attributes)
+        return found[1] if found else ""
+
+    @cached_property
+    def called(self) -> tuple[tuple[str, str], ...]:
+        """(role, computation) of each that it runs."""
+        branches = _BRANCHES.search(self.attributes)
+        each = [("branch", name.strip().lstrip("%")) for name in branches[1].split(",")] if branches else []
+        return (*_CALLED.findall(self.attributes), *each)
+
+
+@dataclass
+class Computation:
+    """Instructions by name, in order."""
+
+    name: str
+    instructions: dict[str, Instruction] = field(default_factory=dict)
+
+    @property
+    def root(self) -> Instruction:
+        return next(instruction for instruction in self.instructions.values() if instruction.root)
+
+    def parameters(self) -> list[Instruction]:
+        """In the order of their numbers."""
+        found = [instruction for instruction in self.instructions.values() if instruction.opcode == "parameter"]
+        return sorted(found, key=lambda instruction: int(instruction.operands[0]))
+
+
+@dataclass
+class Program:
+    """A module.
+
+    Attributes:
+        times: how often each computation runs, of those that are sequences of their own: loops' bodies, branches (each
+            counts, though one alone is taken) and what is called. What is inside of a fusion is not among them.
+        unknown_loops: loops whose turns XLA does not say; their bodies count once.
+    """
+
+    computations: dict[str, Computation]
+    entry: str
+    times: dict[str, int] = field(default_factory=dict)
+    unknown_loops: int = 0
+
+    def running(self) -> Iterator[tuple[Computation, Instruction, int]]:
+        """Every instruction that runs by itself, and how often."""
+        for name, times in self.times.items():
+            computation = self.computations[name]
+            for instruction in computation.instructions.values():
+                yield computation, instruction, times
+
+
+def parse(text: str) -> Program:
+    """The program of XLA's long text.
+
+    Raises:
+        ValueError: it has no entry.
+    """
+    computations: dict[str, Computation] = {}
+    current, entry = None, None
+    for line in text.splitlines():
+        if current is None:
+            if head := _HEAD.match(line):
+                current = computations.setdefault(head[2], Computation(head[2]))
+                entry = head[2] if head[1] else entry
+        elif line.startswith("}"):
+            current = None
+        elif instruction := _instruction(line.strip()):
+            current.instructions[instruction.name] = instruction
+    if entry is None:
+        raise ValueError("the compiler's text has no entry computation")
+    program = Program(computations, entry)
+    _count(program, entry, 1)
+    return program
+
+
+def _instruction(line: str) -> Instruction | None:
+    left, equals, right = line.partition(" = ")
+    opcode = _OPCODE.search(f" {right}") if not right.startswith("(") else _OPCODE.search(right)
+    if not equals or opcode is None:
+        return None
+    offset = 0 if right.startswith("(") else -1
+    start, stop = opcode.start() + offset, opcode.end() + offset
+    end = _closing(right, stop)
+    operands = _NAMES.findall(right[stop:end])
+    name = left.removeprefix("ROOT ").lstrip("%")
+    if opcode[1] in ("parameter", "constant"):
+        operands = [right[stop:end]]
+    return Instruction(
+        name, opcode[1], _arrays(right[: max(start, 0)]), tuple(operands), right[end + 1 :], left.startswith("ROOT ")
+    )
+
+
+def _arrays(text: str) -> tuple[Array, ...]:
+    # Layouts, in braces, have brackets of their own.
+    plain = re.sub(r"\{[^{}]*\}", "", text)
+    return tuple(
+        Array(dtype, tuple(int(size) for size in sizes.split(",")) if sizes else ())
+        for dtype, sizes in _SHAPE.findall(plain)
+    )
+
+
+def _closing(text: str, start: int) -> int:
+    depth = 1
+    for index in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[index], 0)
+        if depth == 0:
+            return index
+    return len(text)
+
+
+def _count(program: Program, name: str, times: int) -> None:
+    program.times[name] = program.times.get(name, 0) + times
+    for instruction in program.computations[name].instructions.values():
+        if instruction.opcode == "while":
+            turns = _turns(program, instruction)
+            program.unknown_loops += turns is None
+            for role, called in instruction.called:
+                _count(program, called, times * (turns or 1) if role == "body" else times)
+        elif instruction.opcode in ("call", "conditional", "async-start"):
+            for _, called in instruction.called:
+                _count(program, called, times)
+
+
+def _turns(program: Program, loop: Instruction) -> int | None:
+    """XLA's own number, or the bound of a counter, which loops of torch_xla count up to from zero.
+
+    The counter is of 64 bits, which a TPU has as two words: the lower one is compared as an unsigned number.
+    """
+    if found := _TURNS.search(loop.attributes):
+        return int(found[1])
+    condition = program.computations[dict(loop.called)["condition"]].instructions
+    bounds = [
+        int(condition[second].operands[0])
+        for first, second in (one.operands for one in condition.values() if one.opcode == "compare")
+        if condition[second].opcode == "constant" and condition[first].results[0].dtype in ("u32", "u64")
+    ]
+    bounds = [bound for bound in bounds if bound]
+    return bounds[0] if len(bounds) == 1 else None

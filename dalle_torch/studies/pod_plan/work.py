@@ -1,0 +1,172 @@
+"""How much a compiled step computes, and how much it reads and writes in a device's memory.
+
+Owns: counting both over all turns of loops, which XLA's own count takes for one. Does not own: the grammar (`hlo`).
+
+Arithmetic is that of matrix products, in operations of bfloat16: one in float32 at full precision is made of six passes
+of those. Memory is the sum, over everything that runs by itself, of what it reads and writes; of a tensor that is only
+sliced or written in part, the part.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+from dalle_torch.studies.pod_plan.hlo import Array, Computation, Instruction, Program
+
+PASSES = {"highest": 6, "high": 3}
+"""Products in bfloat16 that one of float32 is made of, by `operand_precision`."""
+
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
+    "partition-id", "replica-id", "opt-barrier", "domain",
+}  # fmt: skip
+"""What moves nothing by itself; of asynchronous pairs the second."""
+
+_CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
+_LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+_WINDOW = re.compile(r"window=\{([^}]*)\}")
+_PRECISION = re.compile(r"operand_precision=\{(\w+)")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one device in a step.
+
+    Attributes:
+        flops: operations of matrix products as they are written.
+        passes: the same in operations of bfloat16, which a chip's published rate is of.
+        bytes: read from and written to memory.
+    """
+
+    flops: float
+    passes: float
+    bytes: float
+
+
+def count_work(program: Program) -> Work:
+    """The work of a program."""
+    flops = passes = moved = 0.0
+    for computation, instruction, times in program.running():
+        moved += times * _bytes(program, computation, instruction)
+        for where, product in _products(program, computation, instruction):
+            count = times * _flops(where, product)
+            flops += count
+            passes += count * _passes(where, product)
+    return Work(flops, passes, moved)
+
+
+def _products(
+    program: Program, computation: Computation, instruction: Instruction
+) -> list[tuple[Computation, Instruction]]:
+    if instruction.opcode in ("dot", "convolution"):
+        return [(computation, instruction)]
+    if instruction.opcode != "fusion":
+        return []
+    found = []
+    for role, name in instruction.called:
+        if role == "calls":
+            inside = program.computations[name]
+            for inner in inside.instructions.values():
+                found += _products(program, inside, inner)
+    return found
+
+
+def _flops(computation: Computation, product: Instruction) -> float:
+    out = product.results[0]
+    operands = [computation.instructions[name].results[0] for name in product.operands[:2]]
+    if product.opcode == "dot":
+        found = _CONTRACTED.search(product.attributes)
+        dims = [int(dim) for dim in found[1].split(",") if dim] if found else []
+        return 2.0 * out.elements * math.prod(operands[0].shape[dim] for dim in dims)
+    return _convolution_flops(product, operands, out)
+
+
+def _convolution_flops(product: Instruction, operands: list[Array], out: Array) -> float:
+    """Multiplications of entries that are there: XLA writes batched products as windows that mostly see filling."""
+    labels = _LABELS.search(product.attributes)
+    assert labels is not None, product
+    kernel = dict(zip(labels[2], operands[1].shape, strict=True))
+    image = dict(zip(labels[1], operands[0].shape, strict=True))
+    result = dict(zip(labels[3], out.shape, strict=True))
+    total = 2.0 * result["b"] * result["f"] * kernel["i"]
+    window = _window(product.attributes)
+    for index, label in enumerate(sorted(key for key in kernel if key.isdigit())):
+        settings = {name: values[index] for name, values in window.items()}
+        total *= _hits(image[label], result[label], kernel[label], settings)
+    return total
+
+
+def _window(attributes: str) -> dict[str, list[str]]:
+    found = _WINDOW.search(attributes)
+    pairs = (part.split("=") for part in found[1].split()) if found else ()
+    return {name: values.split("x") for name, values in pairs}
+
+
+def _hits(image: int, result: int, kernel: int, settings: dict[str, str]) -> int:
+    """Pairs of a place in the result and one in the kernel that meet an entry of the image."""
+    stride, spread = int(settings.get("stride", 1)), int(settings.get("lhs_dilate", 1))
+    step, before = int(settings.get("rhs_dilate", 1)), int(settings.get("pad", "0_0").split("_")[0])
+    last = (image - 1) * spread
+    count = 0
+    for place in range(result):
+        for offset in range(kernel):
+            at = place * stride + offset * step - before
+            count += 0 <= at <= last and at % spread == 0
+    return count
+
+
+def _passes(computation: Computation, product: Instruction) -> int:
+    if any(computation.instructions[name].results[0].dtype != "f32" for name in product.operands[:2]):
+        return 1
+    found = _PRECISION.search(product.attributes)
+    return PASSES.get(found[1], 1) if found else 1
+
+
+def _bytes(program: Program, computation: Computation, instruction: Instruction) -> float:
+    if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
+        return 0
+    reads = [
+        sum(array.bytes for array in computation.instructions[name].results)
+        for name in instruction.operands
+        if name in computation.instructions
+    ]
+    if instruction.opcode in ("dynamic-slice", "slice", "gather"):
+        return 2 * instruction.bytes
+    if instruction.opcode == "dynamic-update-slice":
+        return 2 * reads[1]
+    if instruction.opcode == "fusion":
+        inside = next(program.computations[name] for role, name in instruction.called if role == "calls")
+        return _fusion_bytes(inside, instruction, reads)
+    return sum(reads) + instruction.bytes
+
+
+def _fusion_bytes(inside: Computation, fusion: Instruction, reads: list[int]) -> float:
+    users: dict[str, list[Instruction]] = {}
+    for instruction in inside.instructions.values():
+        for name in instruction.operands:
+            users.setdefault(name, []).append(instruction)
+    total = 0.0
+    for parameter, whole in zip(inside.parameters(), reads, strict=False):
+        uses = users.get(parameter.name, [])
+        parts = [_part(inside, parameter.name, use) for use in uses]
+        total += min(whole, sum(part for part in parts if part is not None)) if None not in parts else whole
+    return total + _written(inside, inside.root)
+
+
+def _part(inside: Computation, name: str, use: Instruction) -> int | None:
+    """Bytes that `use` reads of an operand, if it is a part."""
+    if use.opcode == "dynamic-slice" and use.operands[0] == name:
+        return use.bytes
+    if use.opcode == "dynamic-update-slice" and use.operands[0] == name:
+        return 0
+    return None
+
+
+def _written(inside: Computation, root: Instruction) -> float:
+    if root.opcode == "tuple":
+        return sum(_written(inside, inside.instructions[name]) for name in root.operands)
+    if root.opcode == "bitcast":
+        return _written(inside, inside.instructions[root.operands[0]])
+    if root.opcode == "dynamic-update-slice":
+        return inside.instructions[root.operands[1]].bytes
+    return root.bytes

@@ -1,0 +1,115 @@
+"""Reading a compiled program: loops, collectives and their axes, arithmetic, memory traffic."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dalle_torch.studies.pod_plan.collectives import Collective, _group, find_collectives, layer_of
+from dalle_torch.studies.pod_plan.hlo import Array, Instruction, parse
+from dalle_torch.studies.pod_plan.work import _hits, count_work
+from tests.unit.studies.pod_plan.program import TEXT
+
+MESH = {device: divmod(device, 4) for device in range(8)}
+
+
+def test_the_body_of_a_loop_runs_as_often_as_its_counter_says() -> None:
+    program = parse(TEXT)
+    assert program.times == {"main": 1, "condition": 1, "body": 5}
+    assert program.unknown_loops == 0
+
+
+def test_xlas_own_number_of_turns_counts_first() -> None:
+    told = TEXT.replace(
+        'metadata={op_name="xla__scan/while.9"}', 'backend_config={"known_trip_count":{"n":"7"},"flag_configs":[]}'
+    )
+    assert parse(told).times["body"] == 7
+
+
+def test_a_loop_whose_turns_nobody_knows_counts_once_and_is_told() -> None:
+    program = parse(TEXT.replace("%bound = u32[]{:T(256)} constant(5)", "%bound = u32[] get-tuple-element(%state.1)"))
+    assert (program.times["body"], program.unknown_loops) == (1, 1)
+
+
+def test_shapes_are_read_past_their_layouts() -> None:
+    program = parse(TEXT)
+    state = program.computations["body"].instructions["state"]
+    assert [str(array) for array in state.results] == ["u32[]", "u32[]", "f32[8,16]", "f32[5,8,16]", "bf16[16,16]"]
+    assert state.bytes == 4 + 4 + 512 + 2560 + 512
+
+
+def test_a_text_without_entry_is_refused() -> None:
+    with pytest.raises(ValueError, match="no entry"):
+        parse("HloModule nothing")
+
+
+def test_collectives_have_their_axis_their_layer_and_their_turns() -> None:
+    found = find_collectives(parse(TEXT), MESH, ("dp", "mp"))
+    assert found == [
+        Collective("all-reduce", "mp", 4, "encoder forward aten__mm", "f32[8,16]", 512, 5),
+        Collective("collective-permute", "dp", 2, "added by the compiler", "f32[8,16]", 512, 1),
+        Collective("all-gather", "dp", 2, "aten__view", "f32[16,16]", 1024, 1),
+    ]
+    # By the ring: a sum goes around twice, all but one part of it; what is gathered once.
+    assert [one.moved for one in found] == [512 * 5 * 2 * 3 / 4, 512, 1024 / 2]
+
+
+def test_an_axis_is_that_of_the_mesh_whatever_the_devices_numbers() -> None:
+    turned = {device: divmod(device, 4)[::-1] for device in range(8)}
+    assert [one.axis for one in find_collectives(parse(TEXT), turned, ("dp", "mp"))] == ["dp", "mp", "mp"]
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=3), st.randoms())
+def test_groups_in_short_form_are_those_of_the_transposed_array(sizes: list[int], random: object) -> None:
+    order = list(range(len(sizes)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    members = sizes[order[-1]]
+    count = math.prod(sizes)
+    text = f"replica_groups=[{count // members},{members}]<=[{','.join(map(str, sizes))}]"
+    text += f"T({','.join(map(str, order))})" if len(order) > 1 else ""
+    expected = np.arange(count).reshape(sizes).transpose(order).reshape(-1, members)[0]
+    instruction = Instruction("x", "all-reduce", (), (), text, False)
+    assert _group(instruction, count) == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("xla__scan/call.812/decoder.4/aot_backward.4256/aten__mm", "decoder backward aten__mm"),
+        ("optimizer.3/aten__view;aten__add", "optimizer aten__view"),
+        ("", "added by the compiler"),
+    ],
+)
+def test_a_layer_is_named_without_torch_xlas_counting(name: str, layer: str) -> None:
+    assert layer_of(name) == layer
+
+
+def test_work_counts_every_turn_and_the_passes_of_full_precision() -> None:
+    work = count_work(parse(TEXT))
+    in_loop, after = 2 * 8 * 16 * 16, 2 * 8 * 8 * 16
+    assert work.flops == 5 * in_loop + after
+    assert work.passes == 5 * in_loop + 6 * after
+    fusion = 512 + 512 + 4 + 512  # a row of the stack, the weights, the counter; the result
+    summed, counted = 512 + 512, 3 * 4
+    condition = 3 * (4 + 4 + 1) - 6  # two comparisons of words; their conjunction of truth values
+    permuted, square, gathered, end = 512 + (512 + 512 + 8), 512 + 512 + 256, 512 + 1024, 3 * 512
+    assert work.bytes == 5 * (fusion + summed + counted) + condition + square + gathered + permuted + end
+
+
+def test_a_batched_product_written_as_a_window_counts_what_is_there() -> None:
+    # XLA's form of N products for a TPU: the window as large as the batch, and all but one entry of it filling.
+    for batch in (1, 4, 16):
+        settings = {"stride": str(max(batch - 1, 1)), "lhs_dilate": str(batch), "pad": "0_0"}
+        assert _hits(batch, batch, batch, settings) == batch
+
+
+def test_a_plain_window_counts_all_of_it_but_its_rim() -> None:
+    assert _hits(5, 3, 3, {}) == 9
+    assert _hits(5, 5, 3, {"pad": "1_1"}) == 13
+
+
+def test_types_without_memory_have_no_bytes() -> None:
+    assert Array("token", ()).bytes == 0
+    assert Array("bf16", (3, 5)).bytes == 30
