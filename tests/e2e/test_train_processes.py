@@ -67,6 +67,7 @@ def test_two_processes_train_as_one_and_hand_over_to_one(
     if parallel == "ddp":  # one process draws while the other waits
         sections["model"] = SECTIONS["model"] | {"vqgan": str(source / "model" / "vqgan")}
         sections["samples"] = {"every": 2, "prompts": ["a red circle"]}
+        sections["scores"] = {"every": 3, "prompts": ["a red circle"], "scorer": "shapes"}
     config = write_run(tmp_path / "run.yaml", source, **sections)
     in_one(config, tmp_path / "one")
     # The first half in two, the second in one: what was sharded is put together.
@@ -80,7 +81,8 @@ def test_two_processes_train_as_one_and_hand_over_to_one(
     one, two = final(tmp_path / "one"), final(tmp_path / "two")
     assert one.keys() == two.keys()
     drawn = [sorted(path.name for path in (tmp_path / name / "samples").iterdir()) for name in ("one", "two")]
-    assert drawn[0] == drawn[1] and len(drawn[0]) == (3 if parallel == "ddp" else 0)
+    assert drawn[0] == drawn[1] and len(drawn[0]) == (5 if parallel == "ddp" else 0)
+    assert len(losses(tmp_path / "two", "score")) == (2 if parallel == "ddp" else 0)
     moved = torch.cat([(one[name] - _first(source, name)).flatten() for name in one]).norm()
     apart = torch.cat([(one[name] - two[name]).flatten() for name in one]).norm()
     assert apart <= 1e-2 * moved

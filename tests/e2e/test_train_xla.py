@@ -74,13 +74,16 @@ def test_a_mesh_trains_as_one_cpu_and_goes_on_there_and_back(tmp_path: Path) -> 
     assert list(found.values()) == pytest.approx(list(expected.values()), rel=1e-3)
 
 
-def test_pictures_and_histograms_on_a_mesh(tmp_path: Path) -> None:
+def test_pictures_scores_and_histograms_on_a_mesh(tmp_path: Path) -> None:
     source = write_source(tmp_path)
     samples = {"every": 2, "prompts": ["n1"], "condition_scale": 2.0}
     model = SECTIONS["model"] | {"vqgan": str(source / "model" / "vqgan")}
     training = SECTIONS["training"] | {"steps": 2, "histogram_every": 2}
-    train(tmp_path / "run", source, "xla", model=model, samples=samples, training=training)
-    assert [path.name for path in (tmp_path / "run" / "samples").glob("*.png")] == ["step-00000002.png"]
+    scores = {"every": 2, "prompts": ["a red circle"], "images": 2, "scorer": "shapes"}
+    train(tmp_path / "run", source, "xla", model=model, samples=samples, scores=scores, training=training)
+    drawn = sorted(path.name for path in (tmp_path / "run" / "samples").glob("*.png"))
+    assert drawn == ["scores-00000002.png", "step-00000002.png"]
+    assert list(values(tmp_path / "run", "score")) == [2]
     assert set(values(tmp_path / "run", "norm/gradients")) == {2}
 
 

@@ -88,8 +88,9 @@ def test_scores_and_sheets_come_at_their_steps_and_change_nothing(
 def test_the_sheet_and_the_tracker_have_each_prompts_best_first(
     tmp_path: Path, config_of: Callable[..., RunConfig]
 ) -> None:
-    config = config_of(scores=SHAPES | {"every": 6})
-    assert train_run(config, tmp_path / "run") == "finished"
+    scores_of_one_judge = SHAPES | {"every": 6, "features": None}
+    assert train_run(config_of(scores=scores_of_one_judge), tmp_path / "run") == "finished"
+    assert not values(tmp_path / "run", "diversity")
     about = read_metadata(tmp_path / "run" / "samples" / "scores-00000006.png")
     scores = about["scores"]
     assert len(scores) == 6 and all(rows == sorted(rows, reverse=True) for rows in (scores[:3], scores[3:]))
@@ -106,19 +107,19 @@ def test_the_sheet_and_the_tracker_have_each_prompts_best_first(
 def test_a_run_that_is_resumed_scores_as_one_that_was_not(
     tmp_path: Path, source: Path, config_of: Callable[..., RunConfig]
 ) -> None:
-    # CLIP's own weights are drawn at random before they are loaded.
-    scores = {"prompts": ["n1", "n2"], "images": 2, "scorer": str(source / "clip"), "every": 1}
+    # The judge of shapes is made with random weights before its own are loaded, after the run's generators were set.
+    judges = {"scorer": str(source / "clip"), "features": "shapes"}
+    scores = {"prompts": ["n1", "n2"], "images": 2, "every": 1} | judges
     assert train_run(config_of(scores=scores), tmp_path / "whole") == "finished"
     assert train_run(config_of(scores=scores, training={"steps": 2}), tmp_path / "halves") == "finished"
     assert train_run(config_of(scores=scores), tmp_path / "halves") == "finished"
     assert train_run(config_of(), tmp_path / "plain") == "finished"
-    for key in ("loss", "score", "score_best"):
+    for key in ("loss", "score", "score_best", "diversity"):
         assert values(tmp_path / "halves", key) == values(tmp_path / "whole", key), key
     assert values(tmp_path / "whole", "loss") == values(tmp_path / "plain", "loss")
     assert same(tmp_path / "whole", tmp_path / "halves") and same(tmp_path / "whole", tmp_path / "plain")
     scored = values(tmp_path / "whole", "score")
     assert list(scored) == [1, 2, 3, 4, 5, 6] and len(set(scored.values())) > 1
-    assert not values(tmp_path / "whole", "diversity")
 
 
 def test_the_interval_is_set_while_the_run_goes(tmp_path: Path, config_of: Callable[..., RunConfig]) -> None:
