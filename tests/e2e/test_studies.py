@@ -89,7 +89,7 @@ def test_data_of_codes_and_of_pictures(tmp_path):
 
 
 def test_pareto_is_resumed_after_a_kill_and_ends_as_if_unbroken(tmp_path):
-    words = ["pareto", "shapes", "--limit", "70", "--condition-scale", "0.5,1.25", "--num-images", "2"]
+    words = ["pareto", "shapes", "--limit", "40", "--condition-scale", "0.5,1.25", "--num-images", "2"]
     command = [sys.executable, "-m", "dalle_torch.cli.main", *words, "--output"]
     environment = os.environ | {"USE_TORCH_XLA": "0"}
     with subprocess.Popen([*command, str(tmp_path / "broken")], env=environment) as process:
