@@ -241,7 +241,8 @@ class Trainer:
     def _refuse_broken_weights(self) -> None:
         """Weights that are no numbers must not take the place of good ones; losses may be looked at less often."""
         step = self.state.step
-        if any(self.engine.gather(self.engine.name != "xla" and not self.state.is_finite())):
+        # On a mesh one more small graph is compiled, with the first save; a save waits for the devices anyway.
+        if any(self.engine.gather(not self.state.is_finite())):
             raise FloatingPointError(
                 f"the weights are not finite at step {step} and are not saved: lower optimizer.lr or "
                 f"optimizer.max_grad_norm; the newest checkpoint is of step {max(self.checkpoints.steps(), default=0)}"

@@ -45,7 +45,10 @@ class TrainState:
 
     @torch.no_grad()
     def is_finite(self) -> bool:
-        """Whether the trained parameters, of FSDP2's what this process has of them, hold finite numbers alone."""
+        """Whether the trained parameters hold finite numbers alone, of FSDP2's those that this process has.
+
+        Waits for the device.
+        """
         parts = [getattr(value, "_local_tensor", value) for value in self.model.parameters() if value.requires_grad]
         return bool(torch.stack([part.isfinite().all() for part in parts]).all())
 

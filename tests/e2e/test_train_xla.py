@@ -101,3 +101,13 @@ def test_what_does_not_fit_the_devices_is_one_line(tmp_path: Path, mesh: dict[st
     (line,) = [line for line in said.splitlines() if line.startswith("dalle-torch: error: ")]
     assert message in line
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_weights_that_are_no_numbers_are_not_saved_from_a_mesh(tmp_path: Path) -> None:
+    broken = OPTIMIZERS["adamw"] | {"schedule": "constant", "lr": 1e38, "warmup_steps": 0, "max_grad_norm": None}
+    training = SECTIONS["training"] | {"log_every": 99, "eval_every": 99}
+    said = train(
+        tmp_path / "run", write_source(tmp_path), "xla", fails=True, optimizer=broken, training=training,
+    )  # fmt: skip
+    assert "the weights are not finite at step 3 and are not saved" in said
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
