@@ -32,17 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dalle_torch.parallel.trace import ENVIRONMENT
-
-    # Before anything imports torch_xla.
-    os.environ.update(ENVIRONMENT)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from dalle_torch.config import RunConfig
     from dalle_torch.config_io import load_config
 
     config = load_config(RunConfig, args.config, args.overrides)
     if config.runtime.backend != "xla":
         raise ValueError(f"runtime.backend={config.runtime.backend}: a plan is for TPUs; set runtime.backend=xla")
+    from dalle_torch.parallel.trace import ENVIRONMENT
+    from dalle_torch.studies.pod_plan.chips import find_topology
+
+    if args.topology is not None:
+        find_topology(args.topology)
+    # Before anything imports torch_xla.
+    os.environ.update(ENVIRONMENT)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     output = Path("plans") / Path(args.config).stem if args.output is None else Path(args.output)
     from dalle_torch.cli._startup import import_models
 

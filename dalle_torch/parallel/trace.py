@@ -137,6 +137,7 @@ class TracingEngine(SpmdEngine):
         for name, module in model.named_modules():
             # A name's dots would be taken for torch_xla's own counting.
             last = name.rpartition(".")[2]
+            last = f"layer{last}" if last.isdecimal() else last
             if name and not isinstance(module, nn.ModuleList):
                 module.register_forward_pre_hook(lambda *_, part=last: self._scopes.enter(part))
                 module.register_forward_hook(lambda *_: self._scopes.leave(), always_call=True)

@@ -40,7 +40,7 @@ def compare_text(plans: Sequence[tuple[str, PodPlan | str]]) -> str:
     ]
     for name, plan in plans:
         if isinstance(plan, str):
-            rows.append((name, f"impossible: {plan}"))
+            rows.append((name, f"cannot be: {plan}"))
             continue
         mean, worst = plan.estimate, max(plan.steps, key=lambda step: step.memory.get("peak", 0))
         if mean is None:
@@ -188,14 +188,14 @@ _STYLE = (
 
 
 def _aligned(rows: Sequence[Row]) -> str:
-    widths = [
-        max((len(row[column]) for row in rows if column < len(row) and len(row) > 2), default=0)
-        for column in range(max(map(len, rows)))
-    ]
+    """Columns, the first and those of words to the left; a row that is shorter than the others is a sentence."""
+    columns = max(map(len, rows))
+    whole = [row for row in rows if len(row) == columns]
+    widths = [max(len(row[column]) for row in whole) for column in range(columns)]
     lines = []
     for row in rows:
         cells = [
-            cell.ljust(width) if column == 0 or column >= 6 else cell.rjust(width)
+            cell.ljust(width) if column == 0 or (columns == 8 and column > 5) else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=False))
         ]
         lines.append("  ".join(cells).rstrip())
