@@ -1,7 +1,7 @@
 """Draw pictures from prompts.
 
-Owns: the options of the command, where prompts come from, where pictures go. Does not own: drawing (`pipeline`), files
-(`output`).
+Owns: the options of the command, where pictures go. Does not own: where prompts come from (`studies.prompts`), drawing
+(`pipeline`), files of a few pictures (`output`) and of many (`studies.gallery`).
 """
 
 import argparse
@@ -17,15 +17,25 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from dalle_torch.pipeline import DallePipeline
+    from dalle_torch.studies.prompts import Request
 
 _MAX_NAMES = 10
+_MANY_PROMPTS = 32
+"""Of a file; more of them make a gallery."""
 _SMALL_MODEL = 20_000_000  # parameters; a step of fewer is over before threads have met, and they spin till they do
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help='what to draw; "" draws whatever comes')
-    parser.add_argument("--prompts-file", metavar="FILE", help="more prompts, one a line; - reads them from stdin")
+    parser.epilog = (
+        f"More than {_MANY_PROMPTS} prompts of a file, or --gallery, are drawn in portions: DIR gets pictures/ and "
+        "results.jsonl as they are finished and gallery.html at the end, and the same command goes on where it was "
+        "interrupted."
+    )
+    parser.add_argument("--prompts", "--prompts-file", dest="prompts_file", metavar="FILE",
+                        help='more prompts, one a line, or JSON lines with "prompt" and, if need be, "seed"; - reads '
+                        "them from stdin")  # fmt: skip
     add_model_arguments(parser)
     add_sampling_arguments(parser)
     parser.add_argument("--num-images", type=int, default=1, metavar="N", help="pictures of each prompt")
@@ -33,10 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init-image", metavar="FILE", help="a picture whose upper part is kept and drawn on")
     parser.add_argument("--keep-rows", type=int, metavar="N", help="rows of codes kept of it; by default half of them")
     parser.add_argument("--tile", type=_tile, metavar="ROWSxCOLUMNS", help="one larger picture of so many windows")
-    parser.add_argument("--rank-with", metavar="CLIP", help="hub id or folder of a CLIP model that puts the best first")
+    parser.add_argument("--rank-with", metavar="JUDGE",
+                        help="who puts the best first: hub id or folder of a CLIP model, "
+                        "open_clip:ARCHITECTURE:FILE, or shapes")  # fmt: skip
     parser.add_argument("--num-best", type=int, metavar="N", help="with --rank-with: keep the N best of each prompt")
     parser.add_argument("--output", default="out", metavar="DIR", help="folder for the pictures")
-    parser.add_argument("--overwrite", action="store_true", help="replace pictures of the same name, not number them")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="replace pictures of the same name, not number them; a gallery is begun anew")  # fmt: skip
+    parser.add_argument("--gallery", action="store_true", help="make a gallery of a few prompts too")
+    parser.add_argument("--wandb", metavar="PROJECT",
+                        help="make a gallery, and log it as a table; WANDB_MODE=offline keeps it here")  # fmt: skip
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,19 +80,24 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, seed: bool = True
 
 
 def run(args: argparse.Namespace) -> int:
-    prompts = read_prompts(args.prompts, args.prompts_file)
+    from dalle_torch.studies.prompts import read_prompts
+
+    requests = read_prompts(args.prompts, args.prompts_file)
     init_image = None if args.init_image is None else _read_image(args.init_image)
     drawing = {name: getattr(args, name) for name in ("num_images", "batch_size", "keep_rows", "tile")}
     check_options(args, init_image=init_image, **drawing)
+    many = args.prompts_file is not None and len(requests) > _MANY_PROMPTS
+    if many or args.gallery or args.wandb is not None:
+        return _gallery(args, requests, init_image=init_image, **drawing)
     with writable_folder(args.output) as folder:
         pipe = load_pipeline(args, image_processors=args.rank_with is not None)
         output = pipe(
-            prompts,
+            [request.prompt for request in requests],
             rank_with=args.rank_with,
             num_best=args.num_best,
             init_image=init_image,
             **drawing,
-            **sampling_options(args),
+            **sampling_options(args) | {"seed": _seeds(requests, args.seed)},
         )
         output.settings["model_hash"] = pipe.model_hash
         if args.init_image is not None:
@@ -88,6 +109,46 @@ def run(args: argparse.Namespace) -> int:
         names = [*names[: _MAX_NAMES - 2], "...", names[-1]]
     print(f"{count} picture{'s' if count > 1 else ''} in {folder}{os.sep}: {', '.join(names)}")
     return 0
+
+
+def _gallery(args: argparse.Namespace, requests: "list[Request]", **drawing: Any) -> int:
+    from dalle_torch.cli._startup import import_models
+
+    import_models(image_processors=args.rank_with is not None)
+    from dalle_torch.config import TrackingConfig
+    from dalle_torch.evaluation.loading import load_scorer
+    from dalle_torch.parallel.runtime import pick_device
+    from dalle_torch.pipeline.ranking import check_prompts
+    from dalle_torch.storage import sha256_of
+    from dalle_torch.studies.gallery import make_gallery
+
+    if args.num_best is not None and args.rank_with is None:
+        raise ValueError(f"num_best={args.num_best} needs --rank-with")
+    tracking = None
+    if args.wandb is not None:
+        mode: Any = "offline" if os.environ.get("WANDB_MODE") == "offline" else "online"
+        tracking = TrackingConfig(wandb=mode, project=args.wandb)
+    about = {} if args.init_image is None else {"init_image": sha256_of(Path(args.init_image).expanduser())}
+    with writable_folder(args.output) as folder:
+        device = pick_device(args.device)
+        scorer = None if args.rank_with is None else load_scorer(args.rank_with, device=device)
+        check_prompts(scorer, [request.prompt for request in requests])
+        made = make_gallery(
+            load_pipeline(args, image_processors=args.rank_with is not None), requests, folder, scorer=scorer,
+            num_best=args.num_best, overwrite=args.overwrite, tracking=tracking, about=about, **drawing,
+            **sampling_options(args),
+        )  # fmt: skip
+    pages = f" and {len(made.pages) - 1} more" if len(made.pages) > 1 else ""
+    before = f", {made.pictures - made.drawn} of them drawn before" if made.drawn < made.pictures else ""
+    print(f"{made.pictures} pictures in {folder}{os.sep}{before}: results.jsonl, {made.pages[0].name}{pages}")
+    return 0
+
+
+def _seeds(requests: "list[Request]", seed: int) -> int | list[int]:
+    """One for all where none has its own."""
+    if all(request.seed is None for request in requests):
+        return seed
+    return [seed if request.seed is None else request.seed for request in requests]
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -141,27 +202,6 @@ def load_pipeline(args: argparse.Namespace, *, image_processors: bool = False, p
     if pack and (args.quantize or (can_pack(pipe.model) and not args.compile)):
         pipe.pack(args.quantize)
     return pipe
-
-
-def read_prompts(given: list[str], file: str | None) -> list[str]:
-    """The prompts of the command line, then those of a file (or stdin, "-"), whose blank lines are left out.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not text, or there is no prompt at all.
-    """
-    prompts = list(given)
-    if file is not None:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
-        try:
-            lines = data.decode("utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            name = "stdin" if file == "-" else file
-            raise ValueError(f"{name} is not UTF-8 text (byte {error.start} cannot be read)") from error
-        prompts += [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError('no prompt: name one or more, or --prompts-file FILE ("" draws whatever comes)')
-    return prompts
 
 
 @contextmanager

@@ -68,6 +68,11 @@ class ShapesScorer(_Shapes):
         table = self._agreement(images, [_scene(prompt) for prompt in scenes])
         return table[torch.arange(len(images)), torch.tensor([scenes[prompt] for prompt in prompts])].tolist()
 
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raises as `score` would for these prompts."""
+        for prompt in prompts:
+            _scene(prompt)
+
     def similarities(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
         """Of every picture with every prompt, float32 [images, prompts]; raises as `score`."""
         return self._agreement(images, [_scene(prompt) for prompt in prompts])

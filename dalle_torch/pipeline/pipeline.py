@@ -7,7 +7,7 @@ drawing codes (`drawing`), ranking (`ranking`), files (`output`).
 import operator
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -31,7 +31,7 @@ from dalle_torch.pipeline.loading import (
     weights_hash,
 )
 from dalle_torch.pipeline.output import DallePipelineOutput, Safety, apply_safety
-from dalle_torch.pipeline.ranking import rank
+from dalle_torch.pipeline.ranking import check_prompts, rank
 
 if TYPE_CHECKING:
     from dalle_torch.models.dalle_bart import DalleBart
@@ -76,6 +76,9 @@ class DallePipeline:
         self._rankers: dict[str, TextImageScorer] = {}
         self.encoder_cache: EncoderCache | None = None
         """Set one where the same prompts are drawn with several settings, to encode each once."""
+        self.decoded_at_once: int | None = None
+        """Pictures that go through the VQGAN together; None: as many as fit. Rounding depends on it, which now and then
+        moves a colour by 1 of 255: with 1 a picture has the same bytes whatever is drawn beside it."""
 
     @classmethod
     def from_pretrained(
@@ -238,6 +241,7 @@ class DallePipeline:
         if num_best is not None and (ranker is None or not 1 <= num_best <= num_images):
             needs = "" if ranker else ", and needs rank_with"
             raise ValueError(f"num_best={num_best} must lie between 1 and num_images={num_images}{needs}")
+        check_prompts(ranker, work.prompts)
         with reporting(progress, work.tokens) as report:
             codes = work.finish(_PACE.get(self.device.type, _PACE_ELSEWHERE), report)
         output = self._output(work, codes)
@@ -270,11 +274,18 @@ class DallePipeline:
 
         return pictures()
 
+    def with_recommended(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """`options`, but a `condition_scale` or `temperature` of None is what the model's configuration recommends."""
+        return {
+            name: float(getattr(self.model.config, f"drawing_{name}"))
+            if value is None and name in ("condition_scale", "temperature")
+            else value
+            for name, value in options.items()
+        }
+
     def _prepare(self, prompts: str | Sequence[str], seed: int | Sequence[int] | None = 0, **drawing: Any) -> Drawing:
         """Check the options of a call and encode its prompts."""
-        for name in ("condition_scale", "temperature"):
-            if drawing.get(name) is None:
-                drawing[name] = float(getattr(self.model.config, f"drawing_{name}"))
+        drawing = self.with_recommended({"condition_scale": None, "temperature": None} | drawing)
         seed = secrets.randbelow(2**32) if seed is None else seed
         options = DrawingOptions(seed=_seeds(seed, prompts), **drawing)
         canvas = options.canvas(self.vqgan.config.latent_size)
@@ -303,7 +314,7 @@ class DallePipeline:
     def _output(self, work: Drawing, codes: Tensor) -> DallePipelineOutput:
         """Pictures of codes [P * N, R, C]; grey where nothing is drawn yet."""
         undrawn = codes == UNDRAWN
-        pixels = self.vqgan.decode(fill_undrawn(codes).flatten(1), grid=work.canvas.shape)
+        pixels = self.vqgan.decode(fill_undrawn(codes).flatten(1), self.decoded_at_once, work.canvas.shape)
         if undrawn.any():
             pixels = grey_out(pixels, codes, grey=sum(self.vqgan.config.pixel_range) / 2)
         return DallePipelineOutput(

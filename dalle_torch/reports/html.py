@@ -63,6 +63,14 @@ class Page:
         )
         self._parts.append(f'<table class="facts">{rows}</table>')
 
+    def links(self, links: Sequence[tuple[str, str]], *, current: str = "") -> None:
+        """Texts and addresses on one line, that of this very page (`current`) without a link."""
+        parts = (
+            f"<b>{escape(text)}</b>" if address == current else f'<a href="{escape(address)}">{escape(text)}</a>'
+            for text, address in links
+        )
+        self._parts.append(f"<p>{' '.join(parts)}</p>")
+
     def image(self, image: Image.Image, alt: str = "", *, width: int | None = None) -> None:
         """One picture; `width` in CSS pixels."""
         size = f' style="width:{width}px"' if width else ""

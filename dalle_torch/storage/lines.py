@@ -66,7 +66,12 @@ def line_of(row: Mapping[str, Any]) -> str:
     numbers stays one, and `nonfinite` says what they were."""
     odd = {name: str(value) for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
     row = {name: finite(value) for name, value in row.items()}
-    return json.dumps(row | ({"nonfinite": odd} if odd else {}), ensure_ascii=False, allow_nan=False, default=str)
+    row |= {"nonfinite": odd} if odd else {}
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False, default=str)
+    if any("\ud800" <= char <= "\udfff" for char in line):
+        # Half a UTF-16 pair, which no file can hold.
+        line = json.dumps(row, allow_nan=False, default=str)
+    return line
 
 
 def finite(value: Any) -> Any:

@@ -90,6 +90,14 @@ class WandbTracker:
         }
         self._log(simple or {f"event/{kind}": 1}, step)
 
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], pictures: Sequence[Path]) -> None:
+        import wandb
+
+        table = wandb.Table(columns=["picture", *columns])
+        for row, picture in zip(rows, pictures, strict=True):
+            table.add_data(wandb.Image(str(picture)), *row)
+        self._log({name: table}, 0)
+
     def finish(self, status: str) -> None:
         """Wait for what is on its way, `finish_seconds` at most."""
         self.run.summary["status"] = status
@@ -111,6 +119,14 @@ class WandbTracker:
 
     def _log(self, row: Mapping[str, Any], step: int) -> None:
         self.run.log(dict(row) | {"step": step})
+
+
+def log_table(
+    tracker: Tracker, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], pictures: Sequence[Path]
+) -> None:
+    """Send a table with a picture's file in front of each row, if `tracker` is a run in wandb."""
+    if isinstance(tracker, WandbTracker):
+        tracker.table(name, columns, rows, pictures)
 
 
 def _start(config: TrackingConfig, folder: Path, settings: Mapping[str, Any]) -> Any:

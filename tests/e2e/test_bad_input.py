@@ -81,6 +81,17 @@ def test_no_prompt(refused, model, tmp_path):
     assert "no prompt" in refused("--model", model, "--prompts-file", tmp_path / "empty")
 
 
+def test_galleries_that_cannot_be(refused, model, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a cat"}\n{"prompt": 1}\n')
+    assert "prompts.jsonl, line 2" in refused("--model", model, "--prompts", prompts)
+    few = ("a cat", "--model", model, "--gallery")
+    assert "no/such/judge" in refused(*few, "--rank-with", str(tmp_path / "no/such/judge"))
+    assert "'a cat' does not follow the grammar" in refused(*few, "--rank-with", "shapes")
+    assert "'a cat' does not follow the grammar" in refused("a cat", "--model", model, "--rank-with", "shapes")
+    assert "num_best=2" in refused(*few, "--num-best", "2")
+
+
 def test_missing_and_unreadable_files(refused, model, tmp_path):
     missing = tmp_path / "missing"
     for option in ("--model", "--vqgan", "--prompts-file", "--init-image"):
@@ -99,7 +110,9 @@ def test_an_output_that_cannot_be_written_is_found_before_the_model_is_loaded(re
     (tmp_path / "file").touch()
     # No such model: had it been looked for, the message would be about it.
     for output in ("file", "file/below"):
-        assert "cannot write to --output" in refused("a", "--model", "/no/model", "--output", tmp_path / output)
+        for more in ([], ["--gallery"]):
+            line = refused("a", "--model", "/no/model", "--output", tmp_path / output, *more)
+            assert "cannot write to --output" in line
 
 
 def test_weights_that_are_not_numbers(refused, model, tmp_path):

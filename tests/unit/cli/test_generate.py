@@ -7,9 +7,10 @@ import sys
 import pytest
 from PIL import Image
 
-from dalle_torch.cli.generate import read_prompts, writable_folder
+from dalle_torch.cli.generate import writable_folder
 from dalle_torch.cli.main import main
 from dalle_torch.pipeline.output import read_metadata
+from dalle_torch.studies.prompts import read_prompts
 from tests.tiny_pipeline import save_tiny, tiny_pipeline
 
 
@@ -62,7 +63,8 @@ def test_nothing_is_replaced_unless_told(model, tmp_path):
 
 def test_prompts_from_file_and_stdin(model, tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("\ufeffa bär\n\n  two words \r\n", encoding="utf-8")
-    assert read_prompts(["first", ""], str(tmp_path / "prompts.txt")) == ["first", "", "a bär", "two words"]
+    found = read_prompts(["first", ""], str(tmp_path / "prompts.txt"))
+    assert [request.prompt for request in found] == ["first", "", "a bär", "two words"]
     stdin = io.TextIOWrapper(io.BytesIO(b"from stdin\n"))
     monkeypatch.setattr(sys, "stdin", stdin)
     assert generate(model, tmp_path / "out", "--prompts-file", "-") == 0
@@ -157,3 +159,31 @@ def test_a_model_may_lie_in_a_subfolder(model, tmp_path):
     shutil.copytree(model, tmp_path / "all" / "tiny")
     assert generate(str(tmp_path / "all"), tmp_path / "out", "a", "--subfolder", "tiny") == 0
     assert names(tmp_path / "out") == ["a-0.png"]
+
+
+def test_many_prompts_of_a_file_make_a_gallery(model, tmp_path, capsys):
+    (tmp_path / "prompts").write_text("".join(f"number {n}\n" for n in range(33)))
+    arguments = ["--prompts", str(tmp_path / "prompts"), "--batch-size", "16"]
+    assert generate(model, tmp_path / "out", *arguments) == 0
+    assert names(tmp_path / "out") == ["gallery.html", "pictures", "results.jsonl"]
+    assert len(names(tmp_path / "out" / "pictures")) == 33
+    assert capsys.readouterr().out.startswith(f"33 pictures in {tmp_path / 'out'}/: results.jsonl, gallery.html")
+    assert generate(model, tmp_path / "out", *arguments) == 0
+    assert "33 of them drawn before" in capsys.readouterr().out
+
+
+def test_prompts_of_a_file_may_have_seeds_of_their_own(model, tmp_path):
+    (tmp_path / "prompts").write_text('{"prompt": "a", "seed": 7}\n{"prompt": "b"}\n')
+    assert generate(model, tmp_path / "out", "--prompts", str(tmp_path / "prompts"), "--seed", "2") == 0
+    assert names(tmp_path / "out") == ["a-7.png", "b-2.png", "grid.png"]
+    (drawn,) = tiny_pipeline()("a", seed=7, progress=False).images
+    with Image.open(tmp_path / "out" / "a-7.png") as image:
+        assert image.tobytes() == drawn.tobytes()
+
+
+def test_a_gallery_of_a_continued_picture_is_not_one_of_another(model, tmp_path, capsys):
+    generate(model, tmp_path, "a", "b")
+    for name, status in (("a-0.png", 0), ("b-0.png", 1)):
+        arguments = ["c", "--gallery", "--init-image", str(tmp_path / name)]
+        assert generate(model, tmp_path / "out", *arguments) == status
+    assert "of other settings (init_image" in capsys.readouterr().err
