@@ -79,8 +79,8 @@ def test_both_steps_find_the_same_on_the_devices(traced: dict[str, dict]) -> Non
 
 
 def test_an_input_lies_as_the_table_of_rules_says(traced: dict[str, dict]) -> None:
-    # Rows over mp: each of two parts is on four devices, the rows of the mesh being those of the hosts.
-    assert traced["with roots"]["q_proj"] == "{devices=[2,1,4]0,4,2,6,1,5,3,7 last_tile_dim_replicate}"
+    # Rows over mp: each of two parts is on four devices, one of every pair of neighbours of a host.
+    assert traced["with roots"]["q_proj"] == "{devices=[2,1,4]0,2,4,6,1,3,5,7 last_tile_dim_replicate}"
 
 
 def test_a_batch_is_sent_as_training_sends_it(traced: dict[str, dict]) -> None:

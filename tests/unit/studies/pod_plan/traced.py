@@ -31,7 +31,7 @@ def main(config_file: str) -> None:
             "first_outputs": step.outputs[:2],
             "q_proj": next(e.sharding for e in step.inputs if e.name == "decoder.layers.0.self_attn.q_proj.weight"),
             "batch": sorted([e.dtype, *e.shape] for e in step.inputs if e.name.startswith("batch")),
-            "names_modules": b"feed_forward" in step.program and b"optimizer" in step.program,
+            "names_modules": b"decoder" in step.program and b"optimizer" in step.program,
         }
     print(json.dumps(found))
 
