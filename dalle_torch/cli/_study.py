@@ -43,7 +43,7 @@ _OPTIONS: dict[tuple[str, ...], dict[str, Any]] = {
         "metavar": "JUDGE",
         "help": "who says how well pictures show their prompts: a CLIP model's hub id or folder, "
         "open_clip:ARCHITECTURE:FILE, or shapes; by default shapes for models that have such a judge, else "
-        "openai/clip-vit-base-patch32",
+        "openai/clip-vit-large-patch14",
     },
 }  # fmt: skip
 
@@ -93,7 +93,7 @@ def _judges(args: argparse.Namespace) -> "tuple[FeatureExtractor, TextImageScore
     own = args.model if shapes_judge(args.model) is not None else None
     device = None if args.device in ("auto", "cpu") else args.device
     features = load_features(args.features or own or "inception", device=device)
-    return features, load_scorer(args.clip or own or "openai/clip-vit-base-patch32", device=device)
+    return features, load_scorer(args.clip or own or "openai/clip-vit-large-patch14", device=device)
 
 
 def _data(args: argparse.Namespace, pipe: "DallePipeline") -> "CaptionedData":

@@ -49,6 +49,11 @@ def load_scorer(
         from dalle_torch.evaluation.open_clip import OpenClipScorer
 
         return OpenClipScorer.from_name(name.removeprefix(OPEN_CLIP), filled=filled, device=device)
+    if "/" not in name and not os.path.exists(os.path.expanduser(name)):
+        raise ValueError(
+            f"there is no judge {name!r}: take shapes, a CLIP model's hub id (such as openai/clip-vit-large-patch14), its "
+            "folder, or open_clip:ARCHITECTURE:FILE"
+        )
     from dalle_torch.evaluation.clip import ClipScorer
 
     scorer = ClipScorer.from_pretrained(source, filled=filled, **hub_options)

@@ -103,6 +103,11 @@ def test_captions_of_anything_else_are_refused(scorer):
         scorer.score([Image.new("RGB", (64, 64))], ["a cat"])
 
 
+def test_a_name_that_is_no_judge_is_told_with_those_that_are():
+    with pytest.raises(ValueError, match="there is no judge 'shape': take shapes, a CLIP model's hub id"):
+        load_scorer("shape")
+
+
 def test_threads_leave_features_as_they_are():
     images, _ = drawn(8, 3)
     before = torch.get_num_threads()
