@@ -51,8 +51,8 @@ def load_scorer(
         return OpenClipScorer.from_name(name.removeprefix(OPEN_CLIP), filled=filled, device=device)
     if "/" not in name and not os.path.exists(os.path.expanduser(name)):
         raise ValueError(
-            f"there is no judge {name!r}: take shapes, a CLIP model's hub id (such as openai/clip-vit-large-patch14), its "
-            "folder, or open_clip:ARCHITECTURE:FILE"
+            f"there is no judge {name!r}: take shapes, a CLIP model's hub id (such as openai/clip-vit-large-patch14), "
+            "its folder, or open_clip:ARCHITECTURE:FILE"
         )
     from dalle_torch.evaluation.clip import ClipScorer
 
