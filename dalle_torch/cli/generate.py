@@ -140,7 +140,8 @@ def _gallery(args: argparse.Namespace, requests: "list[Request]", **drawing: Any
         )  # fmt: skip
     pages = f" and {len(made.pages) - 1} more" if len(made.pages) > 1 else ""
     before = f", {made.pictures - made.drawn} of them drawn before" if made.drawn < made.pictures else ""
-    print(f"{made.pictures} pictures in {folder}{os.sep}{before}: results.jsonl, {made.pages[0].name}{pages}")
+    count = f"{made.pictures} picture{'s' if made.pictures > 1 else ''}"
+    print(f"{count} in {folder}{os.sep}{before}: results.jsonl, {made.pages[0].name}{pages}")
     return 0
 
 
