@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dalle_torch.config import RuntimeConfig
 from dalle_torch.parallel.checkpointing import checkpoint_layers
 from dalle_torch.parallel.engine import Precision, gather_objects
+from dalle_torch.parallel.launched import launched_processes
 from dalle_torch.parallel.mesh import MeshPlan
 from dalle_torch.parallel.rules import Rule
 from dalle_torch.parallel.runtime import pick_device
@@ -26,12 +27,13 @@ class AcceleratedEngine:
     """CPU, one GPU, or several through DistributedDataParallel or FSDP2; see `engine.Engine`.
 
     Raises:
-        ValueError: the device is not there, or torch_xla would take the process over.
+        ValueError: the device is not there, torch_xla would take the process over, or a launcher said what cannot be.
     """
 
     name = "accelerate"
 
     def __init__(self, runtime: RuntimeConfig) -> None:
+        launched_processes()
         self._accelerator = _accelerator(runtime)
         self.device: torch.device = self._accelerator.device
         self.host_index: int = self._accelerator.process_index

@@ -10,7 +10,6 @@ digits to be multiplied.
 """
 
 import datetime
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -23,13 +22,12 @@ from dalle_torch.config import MeshConfig, RuntimeConfig
 from dalle_torch.parallel import spmd
 from dalle_torch.parallel.checkpointing import checkpoint_layers
 from dalle_torch.parallel.engine import Precision, gather_objects
+from dalle_torch.parallel.launched import launched_processes
 from dalle_torch.parallel.mesh import AXES, MeshPlan
 from dalle_torch.parallel.rules import Rule, Spec, lay_out
 from dalle_torch.parallel.runtime import pick_device
 from dalle_torch.parallel.scan import scan_layers
 from dalle_torch.parallel.shampoo import ShampooSharding
-
-HOST_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class SpmdEngine:
@@ -202,10 +200,8 @@ class SpmdEngine:
 
 def _start(runtime: RuntimeConfig) -> torch.device:
     """The device that stands for all of them, hosts in contact, SPMD and full precision on."""
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = launched_processes()
     if launched > 1 and not dist.is_initialized():
-        if missing := [name for name in HOST_VARIABLES if name not in os.environ]:
-            raise ValueError(f"WORLD_SIZE={launched} without {', '.join(missing)} in the environment: set them as well")
         # torch_xla's own way to find the others makes groups that cannot exchange what a mesh needs in SPMD mode.
         dist.init_process_group("gloo", timeout=datetime.timedelta(minutes=runtime.timeout_minutes))
     try:
