@@ -70,8 +70,10 @@ def test_two_processes_train_as_one_and_hand_over_to_one(
         sections["scores"] = {"every": 3, "prompts": ["a red circle"], "scorer": "shapes"}
     config = write_run(tmp_path / "run.yaml", source, **sections)
     in_one(config, tmp_path / "one")
-    # The first half in two, the second in one: what was sharded is put together.
-    in_two(config, tmp_path / "two", "--set", "training.steps=4")
+    # The first half in two, the second in one: what was sharded is put together. Layers that are computed twice give
+    # the same gradients, under DDP and FSDP2 too.
+    checkpointed = ["--set", "training.gradient_checkpointing=true"]
+    in_two(config, tmp_path / "two", "--set", "training.steps=4", *checkpointed)
     in_one(config, tmp_path / "two")
     # Sums in another order; Adam divides by the roots of small ones.
     for key in ("loss", "grad_norm"):

@@ -234,3 +234,16 @@ def test_what_a_scorer_finds_is_logged_with_the_losses(tmp_path: Path, config_of
     assert train_run(config_of(), tmp_path / "run", scorer) == "finished"
     assert rows(tmp_path / "run", "beauty") == {3: 0.3, 6: 0.6}
     assert set(rows(tmp_path / "run", "eval_loss")) == {3, 6} and [step for step, _ in seen] == [3, 6]
+
+
+@pytest.mark.parametrize("trained", [["embeddings"], ["decoder.layers.1.*", "lm_head.weight"]])
+def test_frozen_parameters_go_with_gradient_checkpointing(
+    tmp_path: Path, config_of: Callable[..., RunConfig], trained: list[str]
+) -> None:
+    """Where no input of a layer asks for gradients, computing it twice could lose those of its parameters."""
+    for name, checkpointing in (("plain", False), ("checkpointed", True)):
+        config = config_of(training={"gradient_checkpointing": checkpointing, "steps": 3}, model={"train": trained})
+        assert train_run(config, tmp_path / name) == "finished"
+    assert rows(tmp_path / "plain", "grad_norm")[1] > 0
+    # The same numbers, and every parameter that is not trained stays as it was drawn.
+    assert same(tmp_path / "plain", tmp_path / "checkpointed")
