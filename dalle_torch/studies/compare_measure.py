@@ -46,7 +46,10 @@ class Measured:
         return [step * (self.step_seconds or math.nan) for step in self.steps]
 
     def loss_at(self, seconds: float) -> float | None:
-        """The evaluation loss after so many seconds, on the line between the evaluations around; None outside."""
+        """The evaluation loss after so many seconds, on the line between the evaluations around; a run that was done
+        before then has its last one, and before the first one there is None."""
+        if self.losses and seconds >= self.seconds[-1]:
+            return self.losses[-1]
         return interpolate(self.seconds, self.losses, seconds)
 
     def to_json(self) -> dict[str, Any]:

@@ -36,6 +36,14 @@ def test_equal_seconds_are_those_of_the_fastest_row() -> None:
     assert found.rows[1].loss_at_seconds == pytest.approx(2.0)
 
 
+def test_a_run_that_was_done_sooner_has_its_last_loss_at_equal_seconds() -> None:
+    runs = [result("a", 0, [3.0, 2.0], step_seconds=0.4), result("a", 1, [3.0, 2.2], step_seconds=0.6)]
+    found = build_comparison("T", {"a": runs}, seeds=[0, 1], chance=4.0)
+    assert found.seconds == 10.0
+    # The second one is at step 16.7 of 20 then.
+    assert found.rows[0].loss_at_seconds == pytest.approx((2.0 + 3.0 - 0.8 * (10 / 0.6 / 10 - 1)) / 2)
+
+
 def test_the_best_rate_of_the_first_seed_is_shown_and_the_others_are_told() -> None:
     runs = [
         result("a", 0, [2.5], lr=0.1), result("a", 0, [2.0], lr=0.2),
