@@ -1,5 +1,7 @@
 """A CLIP model of transformers with random weights that takes 16 x 16 pixels in milliseconds."""
 
+from pathlib import Path
+
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
@@ -17,3 +19,10 @@ def tiny_clip() -> tuple[CLIPModel, CLIPProcessor]:
     size = {"height": 16, "width": 16}
     images = CLIPImageProcessor(do_resize=True, size=size, do_center_crop=False)
     return model, CLIPProcessor(images, tiny_processor().tokenizer)
+
+
+def save_tiny_clip(folder: Path) -> Path:
+    """The same as a folder that `from_pretrained` reads."""
+    for part in tiny_clip():
+        part.save_pretrained(folder)
+    return folder

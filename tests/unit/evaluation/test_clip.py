@@ -6,7 +6,7 @@ from PIL import Image
 
 from dalle_torch.evaluation.clip import ClipScorer
 from dalle_torch.evaluation.loading import load_scorer
-from tests.tiny_clip import tiny_clip
+from tests.tiny_clip import save_tiny_clip, tiny_clip
 
 PROMPTS = ["a cat", "something else"]
 
@@ -17,11 +17,8 @@ def clip():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, clip):
-    folder = tmp_path_factory.mktemp("clip")
-    for part in clip:
-        part.save_pretrained(folder)
-    return folder
+def folder(tmp_path_factory):
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_scores_are_those_of_the_model_itself(clip):

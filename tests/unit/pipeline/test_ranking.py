@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dalle_torch.evaluation.clip import ClipScorer
-from tests.tiny_clip import tiny_clip
+from tests.tiny_clip import save_tiny_clip, tiny_clip
 from tests.tiny_pipeline import tiny_pipeline
 
 PROMPTS = ["a cat", "something else"]
@@ -21,11 +21,8 @@ def clip():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, clip):
-    folder = tmp_path_factory.mktemp("clip")
-    for part in clip:
-        part.save_pretrained(folder)
-    return folder
+def folder(tmp_path_factory):
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_each_prompts_pictures_come_best_first(pipe, clip):
