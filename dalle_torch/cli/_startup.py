@@ -4,8 +4,9 @@ Owns: the order in which heavy packages come in, for commands that draw and leav
 when it is imported by a program; nothing here is imported from outside `cli`.
 
 transformers' `modeling_utils` imports `torch._dynamo` (with sympy and much of Inductor, a third of its whole time) for
-two decorators, and torchvision for an enum. Here the decorators are applied without it; whoever needs the rest of
-`torch._dynamo` gets it at the first touch.
+two decorators, torchvision for an enum, and scipy, where there is one, for the losses of detection models. Here the
+decorators are applied without it, and those losses are left without; whoever needs the rest of `torch._dynamo` gets it
+at the first touch.
 """
 
 import functools
@@ -29,10 +30,21 @@ def import_models(*, image_processors: bool = False) -> None:
 
     if not image_processors and "torchvision" not in sys.modules:
         sys.modules["torchvision"] = None  # type: ignore[assignment]
-    with _deferred_dynamo(torch):
+    with _deferred_dynamo(torch), _unseen_scipy():
         importlib.import_module("transformers.modeling_utils")
     if sys.modules.get("torchvision", ...) is None:
         del sys.modules["torchvision"]
+
+
+@contextmanager
+def _unseen_scipy() -> Iterator[None]:
+    utils = importlib.import_module("transformers.utils")
+    real = utils.is_scipy_available
+    vars(utils)["is_scipy_available"] = lambda: False
+    try:
+        yield
+    finally:
+        vars(utils)["is_scipy_available"] = real
 
 
 @contextmanager
