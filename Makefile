@@ -3,7 +3,7 @@
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
-TEST_EXTRAS := dev,train,xla,eval
+TEST_EXTRAS := dev,train,xla,eval,plan
 SETUP := .ci/setup
 
 .PHONY: install demo test lint bench plan clean help

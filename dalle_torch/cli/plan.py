@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "mesh=32x8,16x16 accumulation=1,3,6, and compare them")  # fmt: skip
     parser.add_argument("--compiler-python", metavar="PATH", help="interpreter of an environment that has the "
                         "compiler, jax and libtpu of the extra `plan`, where this one lacks it")  # fmt: skip
+    parser.add_argument("--compare", metavar="PLAN.json", help="an earlier plan of the same: say what became different "
+                        "in its peak memory and its collectives, with exit status 1 if anything did")  # fmt: skip
     parser.add_argument("--programs", action="store_true", help="keep the compiled programs' text too, megabytes")
 
 
@@ -50,15 +52,23 @@ def run(args: argparse.Namespace) -> int:
     from dalle_torch.cli._startup import import_models
 
     import_models()
+    from dalle_torch.studies.pod_plan.guard import differences, read_plan
     from dalle_torch.studies.pod_plan.report import as_text, write_plan
 
+    if args.sweep and args.compare:
+        raise ValueError("--compare is for one plan, and --sweep makes several: leave one of them out")
+    before = None if args.compare is None else read_plan(Path(args.compare))
     if args.sweep:
         return _sweep(args, config, output)
     plan = _plan(args, config, output)
     write_plan(plan, output)
     print(as_text(plan))
     print(f"\nwritten: {output / 'plan.json'}, {output / 'plan.html'}")
-    return 0
+    if before is None:
+        return 0
+    found = differences(before, read_plan(output / "plan.json"))
+    print("\n".join([f"\ndifferent from {args.compare}:", *found]) if found else f"\nas in {args.compare}")
+    return 1 if found else 0
 
 
 def _plan(args: argparse.Namespace, config: "RunConfig", output: Path) -> "PodPlan":

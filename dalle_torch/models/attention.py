@@ -6,6 +6,7 @@ Source: `FlaxBartAttention` in borisdayma/dalle-mini's `modeling.py`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +64,13 @@ class Attention(nn.Module):
         config: options of the model.
         side: whose layer this is; decides heads, causality and Sinkhorn.
         cross: whether keys and values come from the encoder.
+
+    Attributes:
+        product: [B, H, S, D] times [B, H, D, K]; set by who lays heads over several devices. None: torch's attention,
+            with its fast kernels, wherever that can be.
     """
+
+    product: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __init__(self, config: DalleBartConfig, side: Side, cross: bool = False) -> None:
         super().__init__()
@@ -159,7 +166,7 @@ class Attention(nn.Module):
         self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, bias: Tensor | None, causal: bool
     ) -> Tensor:
         drop = self.dropout if self.training else 0.0
-        if self.sinkhorn_iters > 1 or drop > 0:
+        if self.sinkhorn_iters > 1 or drop > 0 or self.product is not None:
             return self._attend_explicitly(queries, keys, values, mask, bias, causal, drop)
         if bias is None:
             # One query sees all of the cache; SDPA's own causal flag serves the rest and keeps its fast kernels.
@@ -179,7 +186,8 @@ class Attention(nn.Module):
         causal: bool,
         drop: float,
     ) -> Tensor:
-        scores = queries @ keys.transpose(-1, -2) * self.scale
+        product = torch.matmul if self.product is None else self.product
+        scores = product(queries, keys.transpose(-1, -2)) * self.scale
         if bias is not None:
             scores = scores + bias
         hidden_keys = None if mask is None else ~mask
@@ -195,7 +203,7 @@ class Attention(nn.Module):
         if drop > 0:
             # One mask for all rows and heads, as in Flax's `broadcast_dropout`.
             weights = weights * F.dropout(weights.new_ones(weights.shape[-2:]), drop)
-        return weights @ values
+        return product(weights, values)
 
 
 def sinkhorn(scores: Tensor, hidden_keys: Tensor | None, iterations: int) -> Tensor:

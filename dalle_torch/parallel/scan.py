@@ -5,6 +5,11 @@ parameters stay one set each: they are stacked inside the step.
 
 `scan` traces one layer ahead of time, forward and backward, into two bodies of loops. What the loop carries from layer
 to layer are the states and what every layer is given beside them.
+
+An update of several passes. The gradient of a weight is a sum over all rows, and thus over the dp copies of the model;
+left alone XLA takes that sum in every pass. Between `begin` and `collect` each copy therefore has weights of its own, a
+further dimension that is split over dp, whose gradients need nobody else's rows: they add up over the passes where they
+are, and the copies' sum is taken once.
 """
 
 import sys
@@ -31,10 +36,36 @@ class LayerScan:
 
     def __init__(self, mesh: Any, spec_of: Callable[[Tensor], Spec], recompute: bool) -> None:
         self._mesh = mesh
+        self._copies = mesh.shape()["dp"]
         self._spec_of = spec_of
         self._recompute = recompute
         # torch_xla keeps what it traced for as long as it is given the very same function.
         self._bodies: dict[Any, Callable[..., Any]] = {}
+        self._apart = False
+        self._weights: list[tuple[list[nn.Parameter], Tensor]] = []
+        self._found: dict[tuple[int, str], Tensor] = {}
+
+    def begin(self, passes: int) -> None:
+        """An update of so many passes begins; what an unfinished one left is dropped."""
+        self._apart = passes > 1 and self._copies > 1
+        self._weights, self._found = [], {}
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Those that wait for `collect`."""
+        return [weights.grad for _, weights in self._weights if weights.grad is not None]
+
+    def collect(self) -> None:
+        """The passes are over: give parameters their gradients, summed over the copies."""
+        from torch_xla.distributed import spmd
+
+        for parameters, weights in self._weights:
+            if weights.grad is not None:
+                total = weights.grad.sum(dim=1)
+                spmd.mark_sharding(total, self._mesh, (None, *self._spec_of(parameters[0])))
+                for parameter, gradient in zip(parameters, total, strict=True):
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        self.begin(1)
 
     def __call__(self, layers: Sequence[nn.Module], x: Tensor, *context: Tensor | None) -> Tensor:
         """The last layer's states [B, S, d_model]; `context` is what each layer takes beside the last one's."""
@@ -43,11 +74,14 @@ class LayerScan:
         return x
 
     def _loop(self, layers: Sequence[nn.Module], x: Tensor, context: Sequence[Tensor | None]) -> Tensor:
-        body = self._body(layers[0], context)
+        apart = self._apart and torch.is_grad_enabled()
+        x = narrowed(x)
+        body = self._body(layers[0], context, apart)
         given = [value for value in context if value is not None]
         # The loop's variables have gradients, which truth values have not.
         carried = [self._by_rows(value.to(x.dtype) if value.dtype == torch.bool else value) for value in given]
-        parameters = {name: self._stacked(layers, name) for name, _ in layers[0].named_parameters()}
+        weights = self._each_copy_s if apart else self._stacked
+        parameters = {name: weights(layers, name) for name, _ in layers[0].named_parameters()}
         partition = {"partition_fn": recompute_everything} if self._recompute else {}
         # The body enters it by itself, so that what was traced is not converted a second time.
         with torch.autocast("xla", enabled=False):
@@ -61,16 +95,32 @@ class LayerScan:
         spec = (None, *self._spec_of(each[0]))
         return spmd.mark_sharding_with_gradients(torch.stack(each), self._mesh, spec)
 
+    def _each_copy_s(self, layers: Sequence[nn.Module], name: str) -> Tensor:
+        """[layers, dp, ...], the same tensor in all passes of an update."""
+        from torch_xla.distributed import spmd
+
+        each = [layer.get_parameter(name) for layer in layers]
+        spec = (None, "dp", *self._spec_of(each[0]))
+        key = (id(layers[0]), name)
+        if key not in self._found:
+            stacked = torch.stack([parameter.detach() for parameter in each]).unsqueeze(1)
+            weights = stacked.expand(-1, self._copies, *each[0].shape).clone()
+            spmd.mark_sharding(weights, self._mesh, spec)
+            self._found[key] = weights.requires_grad_(each[0].requires_grad)
+            self._weights.append((each, weights))
+        return spmd.mark_sharding_with_gradients(self._found[key], self._mesh, spec)
+
     def _by_rows(self, value: Tensor) -> Tensor:
         from torch_xla.distributed import spmd
 
         return spmd.mark_sharding_with_gradients(value, self._mesh, ("dp", *(None,) * (value.ndim - 1)))
 
-    def _body(self, layer: nn.Module, context: Sequence[Tensor | None]) -> Callable[..., Any]:
+    def _body(self, layer: nn.Module, context: Sequence[Tensor | None], apart: bool) -> Callable[..., Any]:
         """One turn of the loop: (states, context), parameters -> the same with new states, nothing to collect."""
         kinds = tuple(value if value is None else value.dtype for value in context)
         precision = torch.get_autocast_dtype("xla") if torch.is_autocast_enabled("xla") else None
-        key = (id(layer), kinds, precision, layer.training)
+        key = (id(layer), kinds, precision, layer.training, apart)
+        call = self._on_each_copy if apart else torch.func.functional_call
         if key not in self._bodies:
 
             def body(carried: tuple[Tensor, ...], parameters: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], None]:
@@ -80,18 +130,31 @@ class LayerScan:
                     None if kind is None else next(rest) > 0.5 if kind == torch.bool else next(rest) for kind in kinds
                 ]
                 with torch.autocast("xla", precision, enabled=precision is not None, cache_enabled=False):
-                    states = torch.func.functional_call(layer, parameters, (x, *arguments))
+                    states = call(layer, parameters, (x, *arguments))
                 states = self._by_rows(states.to(x.dtype))
                 return (states, *(value.clone() for value in given)), None
 
             self._bodies[key] = body
         return self._bodies[key]
 
+    def _on_each_copy(
+        self, layer: nn.Module, parameters: dict[str, Tensor], arguments: tuple[Tensor | None, ...]
+    ) -> Tensor:
+        """`functional_call` with parameters [dp, ...]: each copy's rows of the arguments go through its own."""
+        given = {index: value for index, value in enumerate(arguments) if value is not None}
+
+        def one(parameters: dict[str, Tensor], given: dict[int, Tensor]) -> Tensor:
+            return torch.func.functional_call(layer, parameters, tuple(given.get(i) for i in range(len(arguments))))
+
+        parted = {index: value.unflatten(0, (self._copies, -1)) for index, value in given.items()}
+        states: Tensor = torch.func.vmap(one)(parameters, parted)
+        return states.flatten(0, 1)
+
 
 def scan_layers(
     stacks: Sequence[nn.Module], mesh: Any, spec_of: Callable[[Tensor], Spec], recompute: bool = False
-) -> None:
-    """Have every stack run its layers as loops.
+) -> list[LayerScan]:
+    """Have every stack run its layers as loops, which are returned.
 
     Args:
         stacks: each has `layers` and the hook `run_layers`, as DalleBart's encoder and decoder.
@@ -106,12 +169,30 @@ def scan_layers(
             f"{len(dropping) - 1} other places: set the model's dropout, attention_dropout and activation_dropout to "
             f"0, or training.use_scan to false"
         )
-    for stack in stacks:
-        stack.run_layers = LayerScan(mesh, spec_of, recompute)
+    scans = [LayerScan(mesh, spec_of, recompute) for _ in stacks]
+    for stack, scan in zip(stacks, scans, strict=True):
+        stack.run_layers = scan
         for run in runs(stack.layers):
             if len(run) > 1:
                 for layer in run:
                     layer.gradient_checkpointing = False
+    return scans
+
+
+def narrow_states(stacks: Sequence[nn.Module]) -> None:
+    """Have the states between layers be of the dtype of autocast where that is on, as the original's are.
+
+    They are what gradient checkpointing keeps; sums and norms inside of a layer stay in float32.
+    """
+    for stack in stacks:
+        for layer in stack.layers:
+            layer.register_forward_hook(lambda _module, _inputs, states: narrowed(states))
+
+
+def narrowed(states: Tensor) -> Tensor:
+    """`states` in the dtype of autocast, if that is on for their device."""
+    device = states.device.type
+    return states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
 
 
 def runs(layers: Sequence[nn.Module]) -> Iterator[list[nn.Module]]:

@@ -24,9 +24,10 @@ from dalle_torch.parallel.checkpointing import checkpoint_layers
 from dalle_torch.parallel.engine import Precision, gather_objects
 from dalle_torch.parallel.launched import launched_processes
 from dalle_torch.parallel.mesh import AXES, MeshPlan
+from dalle_torch.parallel.products import keep_heads_apart
 from dalle_torch.parallel.rules import Rule, Spec, lay_out
 from dalle_torch.parallel.runtime import pick_device
-from dalle_torch.parallel.scan import scan_layers
+from dalle_torch.parallel.scan import LayerScan, narrow_states, scan_layers
 from dalle_torch.parallel.shampoo import ShampooSharding
 
 
@@ -51,6 +52,7 @@ class SpmdEngine:
         self.mesh, self.xla_mesh = spmd.start_mesh(mesh)
         self.specs: dict[str, Spec] = {}
         self._waiting: list[dict[str, Tensor]] = []
+        self._scans: list[LayerScan] = []
         self._uneven = mesh.uneven
         self._spec_of: Callable[[Tensor], Spec] = _nothing_placed
         self._groups = groups_of_devices(spmd.local_devices(), self.mesh.mp)
@@ -66,9 +68,11 @@ class SpmdEngine:
 
     def set_up_layers(self, model: nn.Module, *, checkpoint: bool, scan: bool) -> None:
         checkpoint_layers(model, checkpoint, self.device.type)
+        keep_heads_apart(model)
+        stacks = [getattr(model, stack) for stack in ("encoder", "decoder")]
+        narrow_states(stacks)
         if scan:
-            stacks = [getattr(model, stack) for stack in ("encoder", "decoder")]
-            scan_layers(stacks, self.xla_mesh, self._spec_of, recompute=checkpoint)
+            self._scans = scan_layers(stacks, self.xla_mesh, self._spec_of, recompute=checkpoint)
 
     def optimizer_options(self, optimizer: str) -> dict[str, Any]:
         if optimizer == "shampoo":
@@ -91,6 +95,8 @@ class SpmdEngine:
         self.end_step()
 
     def put(self, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+        for scan in self._scans:
+            scan.begin(len(batches))
         whole = {name: self._spread([batch[name] for batch in batches]) for name in batches[0]}
         self._waiting = [
             {name: of_batches[index] for name, of_batches in whole.items()} for index in range(len(batches))
@@ -155,9 +161,12 @@ class SpmdEngine:
         self._waiting.pop(0)
         if not last:
             gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            gradients += [gradient for scan in self._scans for gradient in scan.gradients]
             xm.optimization_barrier_([*gradients, *(rows for batch in self._waiting for rows in batch.values())])
 
     def gradients_done(self, model: nn.Module) -> None:
+        for scan in self._scans:
+            scan.collect()
         spmd.mark_gradients(model, self.xla_mesh, self.specs)
 
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:

@@ -136,30 +136,37 @@ def _bytes(program: Program, computation: Computation, instruction: Instruction)
         return 2 * reads[1]
     if instruction.opcode == "fusion":
         inside = next(program.computations[name] for role, name in instruction.called if role == "calls")
-        return _fusion_bytes(inside, instruction, reads)
+        return _fusion_bytes(program, inside, instruction, reads)
     return sum(reads) + instruction.bytes
 
 
-def _fusion_bytes(inside: Computation, fusion: Instruction, reads: list[int]) -> float:
-    users: dict[str, list[Instruction]] = {}
-    for instruction in inside.instructions.values():
-        for name in instruction.operands:
-            users.setdefault(name, []).append(instruction)
-    total = 0.0
-    for parameter, whole in zip(inside.parameters(), reads, strict=False):
-        uses = users.get(parameter.name, [])
-        parts = [_part(inside, parameter.name, use) for use in uses]
-        total += min(whole, sum(part for part in parts if part is not None)) if None not in parts else whole
-    return total + _written(inside, inside.root)
+def _fusion_bytes(program: Program, inside: Computation, fusion: Instruction, reads: list[int]) -> float:
+    read = sum(
+        _read(program, inside, parameter.name, whole)
+        for parameter, whole in zip(inside.parameters(), reads, strict=False)
+    )
+    return read + _written(inside, inside.root)
 
 
-def _part(inside: Computation, name: str, use: Instruction) -> int | None:
-    """Bytes that `use` reads of an operand, if it is a part."""
-    if use.opcode == "dynamic-slice" and use.operands[0] == name:
+def _read(program: Program, inside: Computation, name: str, whole: int) -> int:
+    """Bytes that a fusion reads of an operand, `name` inside it: all of them, unless it takes nothing but parts."""
+    total = 0
+    for use in inside.instructions.values():
+        for index, operand in enumerate(use.operands):
+            if operand == name:
+                total += _part(program, use, index, whole)
+    return min(whole, total)
+
+
+def _part(program: Program, use: Instruction, index: int, whole: int) -> int:
+    if use.opcode == "dynamic-slice" and index == 0:
         return use.bytes
-    if use.opcode == "dynamic-update-slice" and use.operands[0] == name:
+    if use.opcode == "dynamic-update-slice" and index == 0:
         return 0
-    return None
+    if use.opcode == "fusion":
+        inside = next(program.computations[called] for role, called in use.called if role == "calls")
+        return _read(program, inside, inside.parameters()[index].name, whole)
+    return whole
 
 
 def _written(inside: Computation, root: Instruction) -> float:

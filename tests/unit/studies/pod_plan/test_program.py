@@ -98,6 +98,24 @@ def test_work_counts_every_turn_and_the_passes_of_full_precision() -> None:
     assert work.bytes == 5 * (fusion + summed + counted) + condition + square + gathered + permuted + end
 
 
+def test_a_part_read_by_a_fusion_inside_a_fusion_is_a_part() -> None:
+    inner = """\
+%inner (q0: f32[5,8,16], q1: u32[]) -> f32[1,8,16] {
+  %q0 = f32[5,8,16]{2,1,0:T(8,128)} parameter(0)
+  %q1 = u32[]{:T(256)} parameter(1)
+  %none = s32[] constant(0)
+  ROOT %taken.1 = f32[1,8,16]{2,1,0} dynamic-slice(%q0, %q1, %none, %none), dynamic_slice_sizes={1,8,16}
+}
+
+%fused (p0"""
+    nested = TEXT.replace("%fused (p0", inner).replace(
+        "dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,8,16}\n  %flat",
+        "fusion(%p0, %p1), kind=kLoop, calls=%inner\n  %flat",
+    )
+    assert "calls=%inner" in nested
+    assert count_work(parse(nested)) == count_work(parse(TEXT))
+
+
 def test_a_batched_product_written_as_a_window_counts_what_is_there() -> None:
     # XLA's form of N products for a TPU: the window as large as the batch, and all but one entry of it filling.
     for batch in (1, 4, 16):

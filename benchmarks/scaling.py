@@ -1,0 +1,101 @@
+"""What DALL·E Mega's step takes on slices of v3 from 32 to 2048 cores: arithmetic from two compiled plans of v3-256.
+
+    for passes in 1 3; do dalle-torch plan --config configs/train/mega-v3-256.yaml \\
+        --set training.accumulation_steps=$passes --output plans/passes-$passes; done
+    python -m benchmarks.scaling plans/passes-1/plan.json plans/passes-3/plan.json
+
+A plan counts products, memory traffic and bytes sent of a step. Two that differ in their passes alone tell what a pass
+takes, and what an update takes beside its passes. Another slice has other numbers of passes, of rows in a pass, and of
+copies (dp), while a core keeps the same eighth of the model:
+
+- a pass goes by its rows, as if reading weights cost nothing beside them, which favours passes of few rows;
+- what an update takes beside them stays, but for Shampoo's roots, which all cores share;
+- weights, momenta and diagonal statistics of a core stay; Shampoo's statistics and preconditioners go by 1 / dp.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+SLICES = {32: (44, 24), 64: (44, 12), 128: (44, 6), 256: (44, 3), 512: (33, 2), 1024: (33, 1), 2048: (16, 1)}
+"""Cores: rows of a group in a pass, passes. The last makes 4096 samples an update, all others 4224."""
+SPREAD = ("statistics", "preconditioners")
+"""Inputs that lie over dp as well."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Of one kind of step and one quantity: what a pass takes, and what there is beside passes."""
+
+    of_pass: float
+    beside: float
+
+    def of(self, rows: float, passes: int) -> float:
+        return self.of_pass * passes * rows / 44 + self.beside
+
+
+def parts(short: dict[str, Any], long: dict[str, Any], quantity: str) -> Parts:
+    """From the same kind of step with one pass and with three."""
+    one, three = _value(short, quantity), _value(long, quantity)
+    of_pass = (three - one) / 2
+    return Parts(of_pass, one - of_pass)
+
+
+def _value(step: dict[str, Any], quantity: str) -> float:
+    if quantity == "sent":
+        return float(sum(collective["moved"] for collective in step["collectives"]))
+    return float(step["work"][quantity])
+
+
+def seconds(plan: dict[str, Any], work: dict[str, float]) -> dict[str, float]:
+    """Of products, memory and links alone, at the chip's published rates."""
+    chip = plan["topology"]["chip"]
+    rates = {"passes": chip["tflops"] * 1e12, "bytes": chip["memory_rate"], "sent": chip["link_rate"]}
+    return {quantity: value * chip["cores"] / rates[quantity] for quantity, value in work.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("one", type=Path, help="plan.json of one pass")
+    parser.add_argument("three", type=Path, help="plan.json of three passes")
+    args = parser.parse_args()
+    one, three = (json.loads(path.read_text(encoding="utf-8")) for path in (args.one, args.three))
+    steps = {step["kind"]: (short, step) for short, step in zip(one["steps"], three["steps"], strict=True)}
+    share = 1 / three["roots_every"] if three["roots_every"] else 0.0
+    found = {
+        kind: {quantity: parts(*pair, quantity) for quantity in ("passes", "bytes", "sent")}
+        for kind, pair in steps.items()
+    }
+    names = {"passes": "products", "bytes": "memory", "sent": "links"}
+    print("| slice | dp x mp | samples | arguments, GiB | s an update | samples/s | utilisation | limit |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for cores, (rows, passes) in SLICES.items():
+        work = dict.fromkeys(names, 0.0)
+        for kind, quantities in found.items():
+            weight = 1.0 if len(found) == 1 else share if kind == "with roots" else 1 - share
+            for quantity, part in quantities.items():
+                beside = part.beside
+                if kind == "with roots" and quantity == "passes":
+                    plain = found["without roots"][quantity].beside
+                    beside = plain + (beside - plain) * 256 / cores
+                work[quantity] += weight * Parts(part.of_pass, beside).of(rows, passes)
+        taken = seconds(three, work)
+        least, most = max(taken.values()), sum(taken.values())
+        samples = rows * passes * cores // 8
+        flops = three["flops"] * samples / 4224
+        inputs = steps["without roots"][1]["inputs"]
+        arguments = sum(value * (256 / cores if kind in SPREAD else 1) for kind, value in inputs.items())
+        peak_flops = cores * three["topology"]["chip"]["tflops"] * 1e12 / three["topology"]["chip"]["cores"]
+        print(
+            f"| v3-{cores} | {cores // 8} x 8 | {rows} x {cores // 8} x {passes} = {samples} | {arguments / GIB:.2f} | "
+            f"{least:.2f} to {most:.2f} | {samples / most:,.0f} to {samples / least:,.0f} | "
+            f"{flops / most / peak_flops:.0%} to {flops / least / peak_flops:.0%} | "
+            f"{names[max(taken, key=lambda quantity: taken[quantity])]} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
