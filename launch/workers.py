@@ -34,6 +34,10 @@ LOST = 255
 """Status of a host that could not be reached, or whose connection broke; as ssh has it."""
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Statuses of a command that was told to stop, as by a TPU's notice of preemption; on other hosts it may be saving."""
+PEERS_LOST = 69
+"""Status of `dalle-torch train` on a host whose run has lost another host: the cause is to be looked for there."""
+CAUSE_WITHIN = 5.0
+"""Seconds in which that other host is heard of, after one that has lost it."""
 TAIL = 40
 PING_EVERY = 20.0
 _LIMIT = 1 << 16
@@ -261,14 +265,20 @@ class Pod:
             worker.hang_up()
         if event == "hello" and self._deadline is not None:
             worker.hang_up()
-        if event == "closed" and self._deadline is None and self._failure is None and worker.status != 0:
+        if event == "closed" and self._deadline is None and worker.status != 0:
             status = LOST if worker.status is None else worker.status
-            say(f"worker {index} {worker.reason}: stopping all {len(self._workers)}")
-            self._fail(Outcome("failed", status, index, worker.reason))
+            outcome = Outcome("failed", status, index, worker.reason)
+            if self._failure is None:
+                say(f"worker {index} {worker.reason}: stopping all {len(self._workers)}")
+                self._fail(outcome)
+            elif self._failure.status == PEERS_LOST != status:
+                say(f"worker {index} {worker.reason}: that is why")
+                self._fail(outcome)
 
     def _fail(self, outcome: Outcome) -> None:
         self._failure = outcome
-        self._stop_at = time.monotonic() + self._order.failure_pause
+        pause = self._order.failure_pause
+        self._stop_at = time.monotonic() + (max(pause, CAUSE_WITHIN) if outcome.status == PEERS_LOST else pause)
 
     def _interrupt(self, count: int) -> None:
         if count == 1:

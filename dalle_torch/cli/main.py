@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args is not None and args.debug:
             traceback.print_exc()
         print(f"dalle-torch: error: {describe(error)}", file=sys.stderr)
-        return FAILURE
+        # Some errors have one of their own (`parallel.launched.PeersLostError`).
+        return getattr(error, "exit_status", FAILURE)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dalle_torch.config import AdafactorConfig, OptimizerConfig, ShampooConfig
+from dalle_torch.optim.adafactor import Adafactor
 from dalle_torch.optim.shampoo.optimizer import DistributedShampoo
 
 Groups = list[dict[str, Any]]
@@ -82,7 +83,8 @@ def _adamw(groups: Groups, config: OptimizerConfig, **options: Any) -> torch.opt
 
 def _adafactor(groups: Groups, config: OptimizerConfig, **options: Any) -> torch.optim.Optimizer:
     own = config.adafactor or AdafactorConfig()
-    return torch.optim.Adafactor(
+    kind = Adafactor if options.pop("capturable", False) else torch.optim.Adafactor
+    return kind(
         groups,
         lr=config.lr,
         beta2_decay=own.beta2_decay,
@@ -109,7 +111,7 @@ def prepare(optimizer: torch.optim.Optimizer) -> None:
 
     A state that is loaded finds its place then, and where steps are compiled the first one equals the others.
     """
-    if isinstance(optimizer, DistributedShampoo):
+    if isinstance(optimizer, (DistributedShampoo, Adafactor)):
         optimizer.prepare()
     elif isinstance(optimizer, torch.optim.AdamW):
         _prepare_adamw(optimizer)

@@ -33,8 +33,7 @@ class AcceleratedEngine:
     name = "accelerate"
 
     def __init__(self, runtime: RuntimeConfig) -> None:
-        launched_processes()
-        self._accelerator = _accelerator(runtime)
+        self._accelerator = _accelerator(runtime, launched_processes())
         self.device: torch.device = self._accelerator.device
         self.host_index: int = self._accelerator.process_index
         self.host_count: int = self._accelerator.num_processes
@@ -125,7 +124,10 @@ class AcceleratedEngine:
             dist.destroy_process_group()
 
 
-def _accelerator(runtime: RuntimeConfig) -> Any:
+def _accelerator(runtime: RuntimeConfig, launched: int) -> Any:
+    if launched > 1:
+        # accelerate looks for others only where there is one, and launchers of one process a host need not set it.
+        os.environ.setdefault("LOCAL_RANK", "0")
     if os.environ.get("USE_TORCH_XLA", "1").lower() not in ("0", "false", "no"):
         # Read by accelerate when it is imported; with torch_xla installed it takes xla:0 for whatever was asked.
         os.environ["USE_TORCH_XLA"] = "0"
@@ -138,5 +140,11 @@ def _accelerator(runtime: RuntimeConfig) -> Any:
         raise ValueError(
             "runtime.backend=accelerate, but accelerate was imported before and took torch_xla's device: set "
             "USE_TORCH_XLA=0 in the environment, or runtime.backend to xla"
+        )
+    if accelerator.num_processes != launched:
+        raise ValueError(
+            f"WORLD_SIZE={launched} in the environment, but accelerate found {accelerator.num_processes} processes on "
+            f"{accelerator.device.type}: each would train by itself; set runtime.device to cpu or cuda, or start one "
+            f"process"
         )
     return accelerator

@@ -1,14 +1,51 @@
-"""What a launcher such as torchrun tells a process about the others.
+"""What a process knows of those it was started with: what a launcher such as torchrun says, and that they have gone.
 
-Owns: the check of it, before anybody waits for processes that were never started. Does not own: launching (`launch/`,
-torchrun), the connection (accelerate, torch.distributed).
+Owns: the check of the first, before anybody waits for processes that were never started; one line for the second. Does
+not own: launching (`launch/`, torchrun), the connection (accelerate, torch.distributed).
 """
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """All of them name one process among several; without any the process is alone."""
+
+
+class PeersLostError(ConnectionError):
+    """Another process of the run has ended or does not answer; it knows why."""
+
+    exit_status = 69
+    """Of the process (EX_UNAVAILABLE of sysexits.h): a launcher looks for the cause elsewhere."""
+
+
+_LOST = re.compile(
+    r"gloo/|Connection (closed|reset) by peer|Broken pipe|Timed out waiting|Timed out after|timed out in recv|"
+    r"remote process exited|failed to connect|client socket has|Failed to recv|Watchdog caught collective"
+)
+"""As gloo, NCCL and torch's store put it; they share no type of error."""
+
+
+@contextmanager
+def peers_watched() -> Iterator[None]:
+    """What torch.distributed says of others that have gone, in one line.
+
+    Raises:
+        PeersLostError: in its place.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        import torch.distributed as dist
+
+        reason = " ".join(str(error).split())
+        if not isinstance(error, dist.DistError) and not _LOST.search(reason):
+            raise
+        raise PeersLostError(
+            f"another process of this run has ended or cannot be reached: what it said last tells why; the same "
+            f"command goes on from the newest checkpoint ({reason[:200]})"
+        ) from error
 
 
 def launched_processes(environment: Mapping[str, str] = os.environ) -> int:

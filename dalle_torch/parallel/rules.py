@@ -113,6 +113,14 @@ def lay_out(
     return specs
 
 
+def spec_of_state(shape: Sequence[int], parameter_shape: Sequence[int], spec: Spec) -> Spec:
+    """How a tensor of an optimizer's state lies, whose parameter of `parameter_shape` lies by `spec`: the dimensions
+    that are the parameter's as there, all others (a mean over rows or columns, a count) whole."""
+    if len(shape) != len(parameter_shape):
+        return (None,) * len(shape)
+    return tuple(axis if size == own else None for size, own, axis in zip(shape, parameter_shape, spec, strict=True))
+
+
 _UNEVEN_ADVICE: dict[Uneven, str] = {
     "refuse": "sizes that mp does not divide (change the size, set mesh.mp to a divisor of it, or mesh.uneven to pad)",
     "pad": "sizes that leave a device empty even with mesh.uneven=pad (change the size, or lower mesh.mp)",

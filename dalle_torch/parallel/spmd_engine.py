@@ -25,7 +25,7 @@ from dalle_torch.parallel.engine import Precision, gather_objects
 from dalle_torch.parallel.launched import launched_processes
 from dalle_torch.parallel.mesh import AXES, MeshPlan
 from dalle_torch.parallel.products import keep_heads_apart
-from dalle_torch.parallel.rules import Rule, Spec, lay_out
+from dalle_torch.parallel.rules import Rule, Spec, lay_out, spec_of_state
 from dalle_torch.parallel.runtime import pick_device
 from dalle_torch.parallel.scan import LayerScan, narrow_states, scan_layers
 from dalle_torch.parallel.shampoo import ShampooSharding
@@ -77,20 +77,16 @@ class SpmdEngine:
     def optimizer_options(self, optimizer: str) -> dict[str, Any]:
         if optimizer == "shampoo":
             return {"sharding": ShampooSharding(self.xla_mesh, self._spec_of)}
-        if optimizer == "adamw":
-            # The count of steps is on the device: as a number it would make every step another program.
-            return {"capturable": True, "fused": False, "foreach": False}
-        raise ValueError(
-            f"optimizer.name={optimizer} is not for runtime.backend=xla: torch's class reads the count of steps and "
-            f"the norm of every parameter, so that each step would be a program of its own; take adamw or shampoo"
-        )
+        # The count of steps is on the device: as a number it would make every step another program.
+        if optimizer == "adafactor":
+            return {"capturable": True}
+        return {"capturable": True, "fused": False, "foreach": False}
 
     def place_state(self, optimizer: torch.optim.Optimizer) -> None:
         for parameter, state in optimizer.state.items():
             for value in state.values():
                 if isinstance(value, Tensor) and value.device.type == "xla":
-                    like = value.shape == parameter.shape
-                    spec = self._spec_of(parameter) if like else (None,) * value.ndim
+                    spec = spec_of_state(value.shape, parameter.shape, self._spec_of(parameter))
                     spmd.mark(value, self.xla_mesh, spec)
         self.end_step()
 

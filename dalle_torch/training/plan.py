@@ -17,7 +17,7 @@ from dalle_torch.optim.build import build_optimizer
 from dalle_torch.optim.saving import expected_shapes
 from dalle_torch.optim.shampoo.optimizer import DistributedShampoo
 from dalle_torch.parallel.mesh import BatchPlan, MeshPlan, plan_mesh
-from dalle_torch.parallel.rules import Spec, lay_out, layout_rules
+from dalle_torch.parallel.rules import Spec, lay_out, layout_rules, spec_of_state
 from dalle_torch.training.speed import flops_of_sample
 from dalle_torch.training.trainable import choose_trained
 
@@ -124,7 +124,7 @@ def _share(
 def _optimizer_shares(
     model: DalleBart, config: RunConfig, specs: Mapping[str, Spec], mesh: MeshPlan
 ) -> dict[str, Share]:
-    """Each kind of state: of a parameter's shape as the parameter, Shampoo's matrices over dp, all else whole."""
+    """Each kind of state: what has a parameter's dimensions as the parameter, Shampoo's matrices over dp."""
     optimizer = build_optimizer(model, config.optimizer)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     found: dict[str, Share] = {}
@@ -135,7 +135,7 @@ def _optimizer_shares(
         if matrices:
             device: float = size / mesh.dp if config.runtime.backend == "xla" else size
         else:
-            device = _parts(shape, specs[name], mesh) if tuple(shape) == shapes[name] else size
+            device = _parts(shape, spec_of_state(shape, shapes[name], specs[name]), mesh)
         width = 1 if _quantized(optimizer, kind, shape) else 4
         label = kind.split(".")[0].removesuffix("_scale")
         if label in ("step", "root_failures", "nonfinite_gradients"):

@@ -13,8 +13,10 @@ from dalle_torch.config import MeshConfig, RunConfig
 from dalle_torch.config_io import dump_config, load_config, save_config
 from dalle_torch.log import get_logger, set_rank
 from dalle_torch.parallel.engine import Engine, start_engine
+from dalle_torch.parallel.launched import peers_watched
 from dalle_torch.storage.places import Place
 from dalle_torch.tracking import JsonLinesTracker, MultiTracker, NullTracker, Tracker, start_wandb
+from dalle_torch.training.agreement import compare_checkpoints, compare_options
 from dalle_torch.training.control import History, Mailbox
 from dalle_torch.training.loop import Scorer, Trainer
 from dalle_torch.training.pictures import prepare_pictures
@@ -38,21 +40,24 @@ def train_run(config: RunConfig, output: str | os.PathLike[str], scorer: Scorer 
 
     Raises:
         OSError: the folder cannot be written or is in use, or a source is not there.
-        ValueError: options, data, model and checkpoint do not fit each other.
+        PeersLostError: another process of the run has ended or does not answer.
+        ValueError: options, data, model and checkpoint do not fit each other, or processes do not agree on them.
         FloatingPointError: the loss is not a number.
     """
-    engine = start_engine(config.runtime, config.mesh)
-    set_rank(engine.host_index)
-    try:
-        folder = RunFolder(output)
-        # The other processes of this machine use the same folder, and write nothing into it.
-        with folder.acquire() if engine.host_index == 0 else nullcontext():
-            outcome = _train_in(config, engine, folder, scorer)
-            # Who leaves first would break the connection of who still writes.
-            engine.barrier()
-            return outcome
-    finally:
-        engine.close()
+    with peers_watched():
+        engine = start_engine(config.runtime, config.mesh)
+        set_rank(engine.host_index)
+        try:
+            compare_options(engine, config)
+            folder = RunFolder(output)
+            # The other processes of this machine use the same folder, and write nothing into it.
+            with folder.acquire() if engine.host_index == 0 else nullcontext():
+                outcome = _train_in(config, engine, folder, scorer)
+                # Who leaves first would break the connection of who still writes.
+                engine.barrier()
+                return outcome
+        finally:
+            engine.close()
 
 
 def checkpoint_folder(config: RunConfig, engine: Engine, folder: RunFolder) -> CheckpointFolder:
@@ -74,6 +79,7 @@ def _train_in(config: RunConfig, engine: Engine, folder: RunFolder, scorer: Scor
     checkpoints = checkpoint_folder(config, engine, folder)
     found = checkpoints.newest()
     step = 0 if found is None else found.step
+    compare_checkpoints(engine, checkpoints.url, step)
     history = _history(engine, folder, found)
     # Once parameters were grouped by their decay they stay so.
     split = any(change.name == "optimizer.weight_decay" and (change.step or 0) < step for change in history)

@@ -3,7 +3,6 @@
 Owns: the order of making things, and the checks that need two of them. Does not own: the things, the loop (`loop`).
 """
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from dalle_torch.parallel.rules import layout_rules
 from dalle_torch.storage import resolve
 from dalle_torch.storage.embedded import located
 from dalle_torch.text.processor import DalleBartProcessor
+from dalle_torch.training.agreement import compare_weights
 from dalle_torch.training.state import TrainState
 from dalle_torch.training.trainable import choose_trained, reinitialize_embeddings
 
@@ -93,7 +93,7 @@ def prepare_run(config: RunConfig, engine: Engine, split_decay: bool = False) ->
     training, evaluation = data.training_loader(), data.evaluation_loaders()
     model = make_model(config, network_config)
     trained = choose_trained(model, config.model.train)
-    _compare_weights(engine, model)
+    compare_weights(engine, model)
     logger.info(
         "DalleBart of %s parameters, %s of them trained",
         f"{model.num_parameters():,}",
@@ -200,20 +200,3 @@ def _codebook_size(config: ModelConfig, network: DalleBartConfig) -> int:
             f"{network.image_vocab_size}: its labels would have no row; set model.options.image_vocab_size"
         )
     return config.codebook_size
-
-
-def _compare_weights(engine: Engine, model: nn.Module) -> None:
-    """Refuse processes that begin with different weights: they would train different models without a word."""
-    if engine.host_count == 1:
-        return
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.contiguous().view(torch.uint8).numpy())
-    hashes = engine.gather(digest.hexdigest())
-    different = [index for index, found in enumerate(hashes) if found != hashes[0]]
-    if different:
-        raise ValueError(
-            f"the weights of processes {', '.join(map(str, different))} differ from those of process 0: give all the "
-            f"same configuration, checkpoint and versions of torch"
-        )

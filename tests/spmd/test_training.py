@@ -9,7 +9,7 @@ from benchmarks.training_equality import STEPS, compare
 
 pytestmark = pytest.mark.xla
 
-NAMES = ["8x1", "2x4", "4x2, accumulation 3, scan, checkpointing", "4x2, adamw"]
+NAMES = ["8x1", "2x4", "4x2, accumulation 3, scan, checkpointing", "4x2, adamw", "4x2, adafactor"]
 
 
 @pytest.fixture(scope="module")
