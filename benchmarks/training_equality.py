@@ -146,6 +146,8 @@ def _layout_problems(engine: Any, model: Any, optimizer: Any) -> str:
         return str(error)
     for name, parameter in model.named_parameters():
         for kind, value in optimizer.state.get(parameter, {}).items():
+            if value.device.type != "xla":
+                continue
             spec = spec_of_state(value.shape, parameter.shape, engine.specs[name])
             wanted = spmd.layout_of(spmd.mark(value.new_zeros((1,) * len(spec)), engine.xla_mesh, spec))
             if spec and spmd.layout_of(value) != wanted:
