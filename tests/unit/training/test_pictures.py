@@ -230,7 +230,9 @@ def test_what_is_drawn_needs_the_vqgan(section: str, config_of: Callable[..., Ru
     for every, given in ((None, "prompts"), (3, "every=3")):
         with pytest.raises(ValueError) as caught:
             config_of(model={"vqgan": None}, **{section: options | {"every": every}})
-        message = f"{section}.{given} needs the VQGAN to draw with: set model.vqgan to that of the codes in the data, or"
+        message = (
+            f"{section}.{given} needs the VQGAN to draw with: set model.vqgan to that of the codes in the data, or"
+        )
         assert f"{message} leave {section} out" in str(caught.value)
 
 
