@@ -8,8 +8,8 @@ read here: a pickle can run any code.
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,41 @@ class Part:
     file: str
     start: int
     length: int
+    tensor: str = ""
+    """Which one it is of, as it was saved."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A tensor in which named ones lie one after the other, along its first dimension.
+
+    Attributes:
+        tensor: [N, ...], on any devices; rows behind the last name's belong to none.
+        names: in their order.
+        rows: of each name; 0: one, and the tensor of that name is without this dimension.
+    """
+
+    tensor: Tensor
+    names: Sequence[str]
+    rows: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor of each name."""
+        bare = tuple(map(int, self.tensor.shape[1:]))
+        return (self.rows, *bare) if self.rows else bare
+
+    def joined(self, entries: Mapping[str, "Entry"]) -> "Entry":
+        """Where the parts of `tensor` lie, from where those of the names do."""
+        found = Entry(self.tensor.dtype, tuple(map(int, self.tensor.shape)))
+        for number, name in enumerate(self.names):
+            for part in entries[name].parts:
+                if self.rows:
+                    offsets, sizes = (number * self.rows + part.offsets[0], *part.offsets[1:]), part.sizes
+                else:
+                    offsets, sizes = (number, *part.offsets), (1, *part.sizes)
+                found.parts.append(replace(part, offsets=offsets, sizes=sizes))
+        return found
 
 
 @dataclass(frozen=True)
@@ -82,6 +117,13 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, tuple[int, 
     }
 
 
+def shapes_in(stacks: Iterable[Stack]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The same of the tensors that lie in stacks."""
+    return {
+        name: (str(stack.tensor.dtype).removeprefix("torch."), stack.shape) for stack in stacks for name in stack.names
+    }
+
+
 def table(hosts: Iterable[Mapping[str, Any]]) -> dict[str, Entry]:
     """What the processes' files (`tensors` and `parts`) say together.
 
@@ -102,7 +144,7 @@ def table(hosts: Iterable[Mapping[str, Any]]) -> dict[str, Entry]:
                 if not isinstance(file, str) or "/" in file or "\\" in file:
                     raise CheckpointError(f"tensor {name} lies in {file!r}, which is no file of a checkpoint")
                 start, length = _numbers([start, length])
-                found[name].parts.append(Part(_numbers(offsets), _numbers(sizes), file, start, length))
+                found[name].parts.append(Part(_numbers(offsets), _numbers(sizes), file, start, length, name))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -134,15 +176,16 @@ def check(entries: Mapping[str, Entry], names: Iterable[str], sizes: Mapping[str
         raise CheckpointError(_listed(problems))
 
 
-def differences(entries: Mapping[str, Entry], tensors: Mapping[str, Tensor]) -> list[str]:
+def differences(entries: Mapping[str, Entry], tensors: Mapping[str, Tensor], stacks: Sequence[Stack] = ()) -> list[str]:
     """Why a checkpoint does not fit tensors that it is to be loaded into."""
-    problems = [f"{name} is missing in it" for name in tensors if name not in entries]
-    problems += [f"{name} is unknown here" for name in entries if name not in tensors]
-    for name, (dtype, shape) in shapes_of(tensors).items():
+    wanted = shapes_of(tensors) | shapes_in(stacks)
+    problems = [f"{name} is missing in it" for name in wanted if name not in entries]
+    problems += [f"{name} is unknown here" for name in entries if name not in wanted]
+    for name, (dtype, shape) in wanted.items():
         entry = entries.get(name)
         if entry is not None and entry.shape != shape:
             problems.append(f"{name} has shape {list(entry.shape)}, expected {list(shape)}")
-        elif entry is not None and entry.dtype != tensors[name].dtype:
+        elif entry is not None and entry.dtype != DTYPES[dtype]:
             problems.append(f"{name} is {str(entry.dtype).removeprefix('torch.')}, expected {dtype}")
     return problems
 

@@ -13,15 +13,15 @@ import json
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from dalle_torch.checkpoint.index import Entry, check, differences, table, to_metadata
+from dalle_torch.checkpoint.index import Entry, Part, Stack, check, differences, table, to_metadata
 from dalle_torch.checkpoint.store import Store
-from dalle_torch.parallel.saving import load_planner
+from dalle_torch.parallel.loading import load_planner
 from dalle_torch.storage import CheckpointError
 
 FORMAT = 1
@@ -80,20 +80,29 @@ class Checkpoint:
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
         self.dtypes = {name: entry.dtype for name, entry in self._entries.items()}
 
-    def load(self, into: Mapping[str, Tensor]) -> None:
+    def load(self, into: Mapping[str, Tensor], stacks: Sequence[Stack] = ()) -> None:
         """Read all tensors in place, each process what it holds of them; every process has to call it.
+
+        Beside what is loaded into, no more is in the host's memory at any time than one of `into` and `stacks`, as far
+        as this process holds it, and one saved part of it, packed and unpacked.
 
         Args:
             into: of the same names, shapes and dtypes as were saved, laid out as wanted, also over another number of
                 processes or devices.
+            stacks: tensors in which the rest of what was saved lies together.
 
         Raises:
             CheckpointError: they do not fit, and nothing was changed; or a file was damaged after it was written.
             OSError: a file cannot be read.
         """
-        if problems := differences(self._entries, into):
+        if problems := differences(self._entries, into, stacks):
             raise CheckpointError(f"{self.url} does not fit: {'; '.join(problems)}")
-        self._fill(into, self._entries)
+        joined = {f"stack {number} of {', '.join(stack.names[:1])}": stack for number, stack in enumerate(stacks)}
+        self._fill(
+            {**into, **{key: stack.tensor for key, stack in joined.items()}},
+            {name: self._entries[name] for name in into}
+            | {key: stack.joined(self._entries) for key, stack in joined.items()},
+        )
         self._barrier()
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
@@ -121,19 +130,31 @@ class Checkpoint:
         for item in planner.create_local_plan().items:
             index = item.storage_index
             by_part.setdefault((index.fqn, tuple(index.offset)), []).append(item)
-        # Tensor by tensor: torch_xla's are put together in the host's memory. In each, in the order of the files.
+        # Tensor by tensor, since torch_xla's are put together in the host's memory; in each, in the files' order.
         order = {name: number for number, name in enumerate(entries)}
         for key in sorted(by_part, key=lambda key: (order[key[0]], parts[key].file, parts[key].start)):
-            part = parts[key]
-            content = self._store.read(self._folder, part.file, part.start, part.start + part.length)
-            block = _unpacked(content, entries[key[0]].dtype, part.sizes, f"{self.url}/{part.file}: {key[0]}")
-            for item in by_part[key]:
-                source = block
-                for dim, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
-                    source = source.narrow(dim, offset, length)
-                target = planner.resolve_tensor(item).detach()
-                target.copy_(source)
-                planner.commit_tensor(item, target)
+            self._read_part(parts[key], entries[key[0]].dtype, by_part[key], planner)
+
+    def _read_part(self, part: Part, dtype: torch.dtype, items: Sequence[Any], planner: Any) -> None:
+        """Take a part to where `items` want pieces of it."""
+        content = self._store.read(self._folder, part.file, part.start, part.start + part.length)
+        where = f"{self.url}/{part.file}: {part.tensor}"
+        target = planner.resolve_tensor(items[0]).detach()
+        whole = len(items) == 1 and tuple(items[0].lengths) == part.sizes
+        if whole and target.device.type == "cpu" and target.dtype == dtype and target.is_contiguous():
+            _unpack(content, target, where)
+            planner.commit_tensor(items[0], target)
+            return
+        block = torch.empty(part.sizes, dtype=dtype)
+        _unpack(content, block, where)
+        del content
+        for item in items:
+            source = block
+            for dim, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+                source = source.narrow(dim, offset, length)
+            target = planner.resolve_tensor(item).detach()
+            target.copy_(source)
+            planner.commit_tensor(item, target)
 
     def _checked(self, name: str, entry: Mapping[str, Any]) -> Any:
         content = self._store.read(self._folder, name)
@@ -180,9 +201,8 @@ def parsed(content: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def _unpacked(content: bytes, dtype: torch.dtype, sizes: tuple[int, ...], where: str) -> Tensor:
-    """The numbers that torch.save wrote, without its pickle."""
-    block = torch.empty(sizes, dtype=dtype)
+def _unpack(content: bytes, block: Tensor, where: str) -> None:
+    """Fill `block`, contiguous and on the CPU, with the numbers that torch.save wrote, without its pickle."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             order = archive.read(_record(archive, "/byteorder")).decode()
@@ -194,7 +214,6 @@ def _unpacked(content: bytes, dtype: torch.dtype, sizes: tuple[int, ...], where:
         raise CheckpointError(f"{where} was written on a machine of {order}-endian numbers: load it on such a one")
     if size != block.nbytes:
         raise CheckpointError(f"{where} has {size} bytes where {block.nbytes} are due")
-    return block
 
 
 def _record(archive: zipfile.ZipFile, ending: str) -> zipfile.ZipInfo:

@@ -8,6 +8,7 @@ from dalle_torch.config.data import DataConfig
 from dalle_torch.config.optimizer import OptimizerConfig
 from dalle_torch.config.pictures import SamplesConfig, ScoresConfig
 from dalle_torch.config.training import MeshConfig, TrainingConfig
+from dalle_torch.storage.embedded import EMBEDDED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,8 @@ class ModelConfig:
     tokenizer: str | None = None
     """Source of the tokenizer; null: `weights` or `config`."""
     vqgan: str | None = None
-    """Of the codes in the data; needed for sample pictures, and written to the model's card."""
+    """Of the codes in the data; needed for sample pictures, and written to the model's card. null: the one that comes
+    with `weights` where that is an embedded model whose embeddings stay, else none."""
     codebook_size: int | None = None
     """Codes of the VQGAN, above which a label is refused; null: as many as the model has image tokens."""
     train: list[str] = field(default_factory=lambda: ["all"])
@@ -37,6 +39,8 @@ class ModelConfig:
     """Draw those embeddings anew, for another tokenizer or VQGAN."""
 
     def __post_init__(self) -> None:
+        if self.vqgan is None and self.weights in EMBEDDED and not self.reinitialize_embeddings:
+            object.__setattr__(self, "vqgan", self.weights)
         problems = []
         if (self.config is None) == (self.weights is None):
             problems.append(
@@ -133,11 +137,13 @@ class RunConfig:
             problems.append("data.train is empty: name the shards to train on")
         if self.optimizer.schedule == "plateau" and not self.data.evaluation:
             problems.append("optimizer.schedule=plateau goes by an evaluation's loss: set data.evaluation")
-        for name, every in (("samples", self.samples.every), ("scores", self.scores.every)):
-            if every is not None and self.model.vqgan is None:
-                problems.append(f"{name}.every={every} needs the VQGAN to draw with: set model.vqgan")
-        if self.scores.every is None and self.scores.prompts and self.model.vqgan is None:
-            problems.append("scores.prompts needs the VQGAN to draw with: set model.vqgan")
+        for name, section in (("samples", self.samples), ("scores", self.scores)):
+            if self.model.vqgan is None and (section.every is not None or section.prompts):
+                given = f"{name}.prompts" if section.every is None else f"{name}.every={section.every}"
+                problems.append(
+                    f"{given} needs the VQGAN to draw with: set model.vqgan to that of the codes in the data, or leave "
+                    f"{name} out"
+                )
         if self.runtime.parallel == "fsdp" and self.optimizer.name == "shampoo":
             problems.append(
                 "optimizer.name=shampoo needs whole parameters, which runtime.parallel=fsdp has not: take ddp, or adamw"

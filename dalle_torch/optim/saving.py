@@ -8,6 +8,7 @@ settings that its matrices were made with.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from dalle_torch.optim.shampoo.bucket import late_start
 from dalle_torch.optim.shampoo.optimizer import DistributedShampoo
 from dalle_torch.optim.shampoo.options import TAKEN_OVER, ShampooOptions
-from dalle_torch.optim.shampoo.saving import expected_tensors, keys, other_settings
+from dalle_torch.optim.shampoo.saving import StateStack, expected_tensors, keys, other_settings
 
 _FROM_CONFIG = TAKEN_OVER | {"betas"}
 """Settings that are the run's, whatever they were when its state was saved."""
@@ -94,20 +95,44 @@ def expected_shapes(optimizer: torch.optim.Optimizer) -> dict[str, torch.Size]:
 
 def load_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """Take over a state that fits, on the devices of the parameters; what may change in a run of the settings stays."""
-    by_name: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, kind = key.rpartition("/")
-        by_name.setdefault(name, {})[kind] = tensor
+    by_name = _by_parameter(tensors)
     if isinstance(optimizer, DistributedShampoo):
-        own = [{name: group[name] for name in _FROM_CONFIG if name in group} for group in optimizer.param_groups]
-        optimizer.load_state_dict({"state": by_name, "param_groups": description["groups"]})
-        for group, settings in zip(optimizer.param_groups, own, strict=True):
-            group.update(settings)
+        with _own_settings(optimizer):
+            optimizer.load_state_dict({"state": by_name, "param_groups": description["groups"]})
         return
     # torch counts parameters through, and knows which state belongs on their device.
     names = [name for of_group in keys(optimizer.param_groups) for name in of_group]
     state = {index: by_name[str(name)] for index, name in enumerate(names) if name in by_name}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def open_state(
+    optimizer: DistributedShampoo, tensors: Mapping[str, Tensor], description: Mapping[str, Any]
+) -> list[StateStack]:
+    """The same for a state that is read into place: its tensors as they are kept here, for the caller to fill.
+
+    Args:
+        tensors: without values, on the meta device, save for the counts of updates, `NAME/step`.
+    """
+    with _own_settings(optimizer):
+        return optimizer.open_state({"state": _by_parameter(tensors), "param_groups": description["groups"]})
+
+
+@contextmanager
+def _own_settings(optimizer: DistributedShampoo) -> Iterator[None]:
+    """What may change in a run is afterwards what it was before."""
+    own = [{name: group[name] for name in _FROM_CONFIG if name in group} for group in optimizer.param_groups]
+    yield
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
+
+
+def _by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, kind = key.rpartition("/")
+        by_name.setdefault(name, {})[kind] = tensor
+    return by_name
 
 
 def _by_name(optimizer: torch.optim.Optimizer) -> dict[Any, dict[str, Tensor]]:

@@ -1,14 +1,14 @@
-"""Which parts of each tensor a process holds, for torch.distributed.checkpoint: its planners, and torch_xla's mended.
+"""Which parts of each tensor a process holds, for torch.distributed.checkpoint: its planner, and torch_xla's mended.
 
 Owns: the choice of a planner by where tensors lie, and that nothing is lost on torch_xla. Does not own: files, or which
-process writes what (`checkpoint`).
+process writes what (`checkpoint`), the way back (`loading`).
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, LoadPlanner, SavePlanner
+from torch.distributed.checkpoint import DefaultSavePlanner, SavePlanner
 
 
 def save_planner(tensors: Mapping[str, Tensor]) -> SavePlanner:
@@ -26,18 +26,6 @@ def save_planner(tensors: Mapping[str, Tensor]) -> SavePlanner:
         torch_xla.sync(wait=True)
         planner = _xla_save_planner()
     planner.set_up_planner(state, is_coordinator=True)
-    return planner
-
-
-def load_planner(tensors: Mapping[str, Tensor], metadata: Any) -> LoadPlanner:
-    """A planner that is set up to read parts of `tensors` in place, as they lie here.
-
-    Args:
-        metadata: `torch.distributed.checkpoint.metadata.Metadata` of what there is.
-    """
-    state = {name: tensor.detach() for name, tensor in tensors.items()}
-    planner: Any = _xla_load_planner() if _on_xla(tensors) else DefaultLoadPlanner(flatten_state_dict=False)
-    planner.set_up_planner(state, metadata, False)
     return planner
 
 
@@ -69,9 +57,3 @@ def _xla_save_planner() -> SavePlanner:
             return super().lookup_object(index)
 
     return Planner()
-
-
-def _xla_load_planner() -> LoadPlanner:
-    from torch_xla.experimental.distributed_checkpoint import SPMDLoadPlanner
-
-    return SPMDLoadPlanner()

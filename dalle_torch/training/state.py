@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dalle_torch.checkpoint.index import Stack
 from dalle_torch.checkpoint.sharded import Checkpoint
 from dalle_torch.log import get_logger
-from dalle_torch.optim.saving import describe, expected_shapes, load_state, misfits, state_tensors
+from dalle_torch.optim.saving import describe, expected_shapes, misfits, open_state, state_tensors
 from dalle_torch.optim.schedules import PlateauState
 from dalle_torch.optim.shampoo.optimizer import DistributedShampoo
 from dalle_torch.storage import CheckpointError
@@ -74,18 +75,19 @@ class TrainState:
             raise CheckpointError(f"{checkpoint.url} has format {meta.get('format')!r}, and {FORMAT} is read here")
         self._check(checkpoint)
         if isinstance(self.optimizer, DistributedShampoo):
-            # Its state is stacked; it takes it in by name.
-            saved = {
-                name: torch.empty(shape, dtype=checkpoint.dtypes[name])
-                for name, shape in checkpoint.shapes.items()
-                if name.startswith(_OPTIMIZER)
-            }
-            checkpoint.load(self._weights() | saved)
-            named = {name.removeprefix(_OPTIMIZER): value for name, value in saved.items()}
-            load_state(self.optimizer, named, meta["optimizer"])
+            checkpoint.load(self._weights(), self._opened(self.optimizer, checkpoint))
         else:
             checkpoint.load(self.tensors())
         self.step, self.plateau = int(meta["step"]), PlateauState(**meta["plateau"])
+
+    def _opened(self, optimizer: DistributedShampoo, checkpoint: Checkpoint) -> list[Stack]:
+        """The optimizer's tensors, which hold several parameters' each, with room for what was saved."""
+        counts = _updates(checkpoint)
+        found = open_state(optimizer, counts, checkpoint.meta["optimizer"])
+        return [
+            Stack(stack.tensor, [f"{_OPTIMIZER}{key}/{stack.kind}" for key in stack.keys], stack.rows)
+            for stack in found
+        ]
 
     def _weights(self) -> dict[str, Tensor]:
         return {f"{_MODEL}{name}": value for name, value in self.model.state_dict().items()}
@@ -108,7 +110,12 @@ def _updates(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The counts of updates in it, and beside them what else there is of the optimizer, without its values."""
     names = [name for name in checkpoint.shapes if name.startswith(_OPTIMIZER)]
     counts = checkpoint.read(name for name in names if name.endswith("/step"))
-    return {name.removeprefix(_OPTIMIZER): counts.get(name, torch.empty(0)) for name in names}
+    return {
+        name.removeprefix(_OPTIMIZER): counts[name]
+        if name in counts
+        else torch.empty(checkpoint.shapes[name], dtype=checkpoint.dtypes[name], device="meta")
+        for name in names
+    }
 
 
 def _differences(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -156,6 +156,7 @@ BAD: list[tuple[dict[str, dict[str, Any]], list[str]]] = [
     ({"data": {"evaluation": {}}, "optimizer": {"name": "adamw", "schedule": "plateau"}}, ["data.evaluation"]),
     ({"runtime": {"device": "cuda"}}, ["cuda"]),
     ({"samples": {"every": 2, "prompts": ["a"]}}, ["model.vqgan"]),
+    ({"samples": {"prompts": ["a"]}}, ["samples.prompts needs the VQGAN", "set model.vqgan"]),
     ({"scores": {"every": 2, "prompts": []}}, ["scores cannot be used: every=2 without prompts"]),
     ({"scores": {"prompts": ["a"], "scorer": "shapes"}}, ["scores.prompts needs the VQGAN"]),
 ]

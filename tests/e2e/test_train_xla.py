@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from dalle_torch.checkpoint.sharded import CheckpointFolder
+from tests.spmd.on_devices import UNOPTIMIZED
 from tests.tiny_run import OPTIMIZERS, write_run, write_source
 
 pytestmark = pytest.mark.xla
 
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 SECTIONS: dict[str, dict[str, Any]] = {
     # Neither masks of dropout nor blank captions depend on devices then.
     "model": {"options": {"dropout": 0.0}},
@@ -34,7 +34,7 @@ def train(
     wanted = SECTIONS | sections | {"runtime": {"backend": backend, "device": "cpu"}}
     config = write_run(folder.with_suffix(f".{backend}.yaml"), source, **wanted)
     command = [sys.executable, "-m", "dalle_torch.cli.main", "train", "--config", str(config), "--output", str(folder)]
-    environment = os.environ | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8", "XLA_FLAGS": FLAGS}
+    environment = os.environ | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8", "XLA_FLAGS": UNOPTIMIZED}
     done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=600)
     assert (done.returncode == 1) == fails, done.stderr[-3000:]
     return done.stderr

@@ -1,18 +1,15 @@
 """Checkpoints go from any mesh to any other, to a plain process and back, with every tensor in them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-import dalle_torch
 from dalle_torch.checkpoint import CheckpointFolder
 from tests.spmd.checkpoints_on_meshes import LAYOUT, MESHES, state_of
+from tests.spmd.on_devices import run_on_devices
 from tests.unit.checkpoint.states import equal
 
 
@@ -21,15 +18,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("checkpoints")
     CheckpointFolder(str(place / "from-one")).save(1, state_of(2), {})
     save_file(state_of(2), place / "from-one.safetensors")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.spmd.checkpoints_on_meshes", str(place)],
-        cwd=Path(dalle_torch.__file__).parent.parent,
-        env=os.environ | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
-    return place
+    return run_on_devices("checkpoints_on_meshes", place)
 
 
 def seen(folder: Path) -> dict[str, Any]:

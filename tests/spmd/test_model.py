@@ -1,9 +1,6 @@
 """A DalleBart on meshes: the logits, losses and gradients of one device, parameters that stay where they are put."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +8,15 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-import dalle_torch
 from tests.spmd.model_on_meshes import MESHES, STEPS, descend, make_batch, make_model, specs_of
+from tests.spmd.on_devices import run_on_devices
 
 NAMES = [f"{dp}x{mp}" for dp, mp in MESHES]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("model")
-    # Code for a few small steps is not worth optimising.
-    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.spmd.model_on_meshes", str(place)],
-        cwd=Path(dalle_torch.__file__).parent.parent,
-        env=os.environ | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8", "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
-    return place
+    return run_on_devices("model_on_meshes", tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

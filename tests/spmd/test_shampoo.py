@@ -1,9 +1,6 @@
 """Distributed Shampoo on meshes: the parameters of one device, state that stays split, two graphs."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +8,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import nn
 
-import dalle_torch
 from dalle_torch.optim import DistributedShampoo
+from tests.spmd.on_devices import run_on_devices
 from tests.spmd.shampoo_on_meshes import (
     CHANGES,
     LATE,
@@ -30,18 +27,7 @@ NAMES = [f"{dp}x{mp}" for dp, mp in MESHES]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("shampoo")
-    # Code for a few small steps is not worth optimising.
-    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.spmd.shampoo_on_meshes", str(place)],
-        cwd=Path(dalle_torch.__file__).parent.parent,
-        env=os.environ | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8", "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
-    return place
+    return run_on_devices("shampoo_on_meshes", tmp_path_factory.mktemp("shampoo"))
 
 
 @pytest.fixture(scope="module")

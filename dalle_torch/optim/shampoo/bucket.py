@@ -152,8 +152,12 @@ class Bucket:
             if blocks:
                 self.sharding.constrain(stack, "blocks")
         self._keep_layout()
-        self.updates = int(states[0]["step"])
-        self.started = started
+        self.set_clock(int(states[0]["step"]), started)
+
+    def set_clock(self, updates: int, started: bool) -> None:
+        """So many updates were made, and preconditioning has `started` or not."""
+        self.updates, self.started = updates, started
+        self.clock.fill_(updates)
 
     def update(self, options: ShampooOptions, now: Now) -> None:
         """One update of every parameter that has a gradient."""

@@ -5,7 +5,7 @@ the update (`bucket`, `update`), state by name (`saving`).
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -274,14 +274,37 @@ class DistributedShampoo(torch.optim.Optimizer):
         Raises:
             ValueError: it is of other parameters or settings than these; all are named, with both values.
         """
+        for bucket, states, started in self._opened(state_dict):
+            bucket.load(states, started)
+
+    def open_state(self, state_dict: Mapping[str, Any]) -> list[saving.StateStack]:
+        """Make room for a state, as `load_state_dict` does, but leave it to the caller to fill it.
+
+        Args:
+            state_dict: its tensors can be on the meta device, save for the counts `step`.
+
+        Returns:
+            Every tensor of the state, the counts too, as they are kept here.
+
+        Raises:
+            ValueError: as `load_state_dict`.
+        """
+        buckets = []
+        for bucket, states, started in self._opened(state_dict):
+            bucket.set_clock(int(states[0]["step"]), started)
+            buckets.append(bucket)
+        return saving.stacks_by_name(self.param_groups, buckets)
+
+    def _opened(self, state_dict: Mapping[str, Any]) -> Iterator[tuple[Bucket, list[dict[str, Tensor]], bool]]:
+        """Make buckets as a state has them, and give them out with what goes into each, to be filled at once."""
         state_dict = dict(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = pre_hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
-        states = saving.checked(self.param_groups, state_dict)
+        found = saving.checked(self.param_groups, state_dict)
         self._buckets = [[] for _ in self.param_groups]
         self.state.clear()
-        for index, (group, of_group) in enumerate(zip(self.param_groups, states, strict=True)):
+        for index, (group, of_group) in enumerate(zip(self.param_groups, found, strict=True)):
             by_clock = defaultdict(list)
             for parameter in group["params"]:
                 if parameter in of_group:
@@ -289,7 +312,7 @@ class DistributedShampoo(torch.optim.Optimizer):
                     by_clock[int(saved.state["step"]), saved.started].append(parameter)
             for (_, started), together in by_clock.items():
                 for bucket in self._place(index, together):
-                    bucket.load([of_group[parameter].state for parameter in bucket.parameters], started)
+                    yield bucket, [of_group[parameter].state for parameter in bucket.parameters], started
         saving.take_over_settings(self.param_groups, state_dict)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)

@@ -56,13 +56,18 @@ def keys(groups: Groups) -> list[list[Key]]:
     return found
 
 
-def named_state(groups: Groups, buckets: Sequence[Sequence[Bucket]]) -> dict[str, Any]:
-    """The state dict of an optimizer."""
-    names = {
+def _names(groups: Groups) -> dict[int, Key]:
+    """What the parameters go by, by their identity."""
+    return {
         id(parameter): key
         for group, of_group in zip(groups, keys(groups), strict=True)
         for parameter, key in zip(group["params"], of_group, strict=True)
     }
+
+
+def named_state(groups: Groups, buckets: Sequence[Sequence[Bucket]]) -> dict[str, Any]:
+    """The state dict of an optimizer."""
+    names = _names(groups)
     in_order = list(names.values())
     state = {
         names[id(parameter)]: bucket.state_of(index)
@@ -77,6 +82,33 @@ def named_state(groups: Groups, buckets: Sequence[Sequence[Bucket]]) -> dict[str
             for group, of_group in zip(groups, keys(groups), strict=True)
         ],
     }
+
+
+@dataclass(frozen=True)
+class StateStack:
+    """A tensor of the state as it is kept: [N, ...], that of several parameters one after the other.
+
+    Attributes:
+        tensor: the state itself.
+        kind: as the state dict names it.
+        keys: what the parameters go by, in their order.
+        rows: of each parameter; 0: one, which the state dict has without this dimension.
+    """
+
+    tensor: Tensor
+    kind: str
+    keys: list[Key]
+    rows: int
+
+
+def stacks_by_name(groups: Groups, buckets: Sequence[Bucket]) -> list[StateStack]:
+    """All tensors of the state of `buckets`."""
+    names = _names(groups)
+    return [
+        StateStack(tensor, kind, [names[id(parameter)] for parameter in bucket.parameters], rows)
+        for bucket in buckets
+        for kind, tensor, rows in bucket.tensors()
+    ]
 
 
 @dataclass(frozen=True)

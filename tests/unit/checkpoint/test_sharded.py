@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import dalle_torch
 from dalle_torch.checkpoint import Checkpoint, CheckpointFolder
+from dalle_torch.checkpoint.index import Stack
 from dalle_torch.checkpoint.store import Store
 from dalle_torch.checkpoint.writing import Save
 from dalle_torch.storage import CheckpointError
@@ -111,6 +112,22 @@ def test_what_does_not_fit_is_named_and_nothing_changed(tmp_path: Path) -> None:
     assert equal(before, into)
     with pytest.raises(CheckpointError, match="does not have model/x, y"):
         checkpoint.read(["model/half", "model/x", "y"])
+
+
+def test_tensors_that_lie_together_are_filled_in_place(tmp_path: Path) -> None:
+    folder = CheckpointFolder(str(tmp_path))
+    saved = {name: torch.randn(4, 3) for name in ("a", "b", "c")} | {name: torch.randn(2) for name in ("d", "e")}
+    folder.save(1, saved, {})
+    checkpoint = folder.newest()
+    assert checkpoint is not None
+    rows, bare, one = torch.full((10, 3), 7.0), torch.zeros(2, 2), {"c": torch.zeros(4, 3)}
+    stacks = [Stack(rows, ["b", "a"], 4), Stack(bare, ["d", "e"], 0)]
+    checkpoint.load(one, stacks)
+    assert torch.equal(rows, torch.cat([saved["b"], saved["a"], torch.full((2, 3), 7.0)]))
+    assert torch.equal(bare, torch.stack([saved["d"], saved["e"]]))
+    assert torch.equal(one["c"], saved["c"])
+    with pytest.raises(CheckpointError, match=r"b has shape \[4, 3\], expected \[5, 3\]"):
+        checkpoint.load(one, [Stack(rows, ["b", "a"], 5), stacks[1]])
 
 
 def test_what_stays(url: str) -> None:

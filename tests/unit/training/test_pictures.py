@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dalle_torch.checkpoint.sharded import CheckpointFolder
-from dalle_torch.config import RunConfig
+from dalle_torch.config import ModelConfig, RunConfig
 from dalle_torch.pipeline.output import read_metadata
 from dalle_torch.training.control import Mailbox, parse_request
 from dalle_torch.training.pictures import prepare_pictures
@@ -224,7 +224,21 @@ def test_options_that_cannot_be_are_told(
         config_of(scores=scores)
 
 
-def test_scores_need_the_vqgan(config_of: Callable[..., RunConfig]) -> None:
-    for every in (None, 3):
-        with pytest.raises(ValueError, match=r"scores\.(every=3|prompts) needs the VQGAN to draw with: set model"):
-            config_of(model={"vqgan": None}, scores=SHAPES | {"every": every})
+@pytest.mark.parametrize("section", ["samples", "scores"])
+def test_what_is_drawn_needs_the_vqgan(section: str, config_of: Callable[..., RunConfig]) -> None:
+    options = SHAPES if section == "scores" else {"prompts": PROMPTS}
+    for every, given in ((None, "prompts"), (3, "every=3")):
+        with pytest.raises(ValueError) as caught:
+            config_of(model={"vqgan": None}, **{section: options | {"every": every}})
+        message = (
+            f"{section}.{given} needs the VQGAN to draw with: set model.vqgan to that of the codes in the data, or"
+        )
+        assert f"{message} leave {section} out" in str(caught.value)
+
+
+def test_the_embedded_model_brings_its_vqgan() -> None:
+    assert ModelConfig(weights="shapes").vqgan == "shapes"
+    assert ModelConfig(weights="shapes", vqgan="other").vqgan == "other"
+    # Of another codebook, or of a model that only looks like it, nobody knows.
+    assert ModelConfig(weights="shapes", reinitialize_embeddings=True).vqgan is None
+    assert ModelConfig(config="shapes").vqgan is None
