@@ -42,10 +42,11 @@ def run(args: argparse.Namespace) -> int:
     print(f"{result['samples']:,} samples, mean caption of {result['caption_words']['mean']:.1f} words")
     for reason, count in result["skipped"].items():
         print(f"skipped {count:,}: {reason}")
-    equal, near = result["equal_pictures"], result["near_pictures"]
+    equal, near = result["equal_pictures"], result["near_pictures"] or result["near_codes"]
+    what = "rows of codes" if result["near_codes"] else "pictures"
     print(
-        f"{result['equal_captions']:,} captions and {equal['samples']:,} pictures repeat an earlier one"
-        + (f", {near['pairs']:,} pairs of pictures look alike" if near else "")
+        f"{result['equal_captions']:,} captions and {equal['samples']:,} {what} repeat an earlier one"
+        + (f", {near['pairs']:,} pairs of {what} look alike" if near else "")
     )
     if scores := result["scores"]:
         print(f"scores: mean {scores['mean']:.4f}, from {scores['min']:.4f} to {scores['max']:.4f}")

@@ -11,23 +11,26 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dalle_torch.data.scoring import ShardScores
+    from dalle_torch.data.scoring import ScoringOptions, ShardScores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Shards are written anew into DIR, one at a time and whole or not at all, with clip_score in each sample's "
-        "JSON: an interrupted run goes on. Shards of codes stay such: train on DIR with data.min_clip_score."
+        "JSON or as a column of parquet files: an interrupted run goes on. Codes stay codes: train on DIR with "
+        "data.min_clip_score."
     )
-    parser.add_argument("inputs", nargs="+", metavar="SHARDS", help="tars of pictures or of codes (paths, URLs, "
-                        "patterns), or a folder of them")  # fmt: skip
+    parser.add_argument("inputs", nargs="+", metavar="SHARDS", help="tars or parquet files of pictures or of "
+                        "codes (paths, URLs, patterns), or a folder of them")  # fmt: skip
     parser.add_argument("--clip", required=True, metavar="JUDGE", help="a CLIP model's hub id or folder, "
                         "open_clip:ARCHITECTURE:FILE, or shapes for captions of shapes")  # fmt: skip
     parser.add_argument("--output", required=True, metavar="DIR", help="folder or URL for the scored shards")
     parser.add_argument("--vqgan", metavar="SOURCE", default="dalle-mini/vqgan_imagenet_f16_16384", help="what decodes "
                         "shards of codes: hub id, folder or artifact; shapes is the embedded one")  # fmt: skip
-    parser.add_argument("--key", default="clip_score", help="of the score in each sample's JSON; training filters by "
+    parser.add_argument("--key", default="clip_score", help="JSON key or column of the score; training filters by "
                         "clip_score")  # fmt: skip
+    parser.add_argument("--caption-key", metavar="KEY", help="JSON key or column of the captions")
+    parser.add_argument("--image-key", default="image", metavar="KEY", help="column of parquet files with the pictures")
     parser.add_argument("--max-bad-fraction", type=float, default=0.1, metavar="F", help="share of samples that may be "
                         "unusable before the run ends with an error")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that share the shards")
@@ -45,13 +48,11 @@ def run(args: argparse.Namespace) -> int:
 
     import_models(image_processors=True)
     from dalle_torch.data.manifest import ShardFolder
-    from dalle_torch.data.scoring import ScoringOptions, find_scorable, finish_manifest
+    from dalle_torch.data.scoring import find_scorable, finish_manifest
 
     if args.jobs < 1:
         raise ValueError(f"--jobs {args.jobs} must be at least 1")
-    ScoringOptions(
-        key=args.key, max_bad_fraction=args.max_bad_fraction, host_index=args.host_index, host_count=args.host_count
-    )
+    _options(args, args.host_index, args.host_count)
     folder = ShardFolder(args.output)
     shards = find_scorable(args.inputs, folder)
     mine = len(shards[args.host_index :: args.host_count])
@@ -75,7 +76,7 @@ def _work(args: argparse.Namespace, index: int, count: int) -> "list[ShardScores
 
     from dalle_torch.data.captioned import holds_codes
     from dalle_torch.data.manifest import ShardFolder
-    from dalle_torch.data.scoring import ScoringOptions, find_scorable, score_shards
+    from dalle_torch.data.scoring import find_scorable, score_shards
     from dalle_torch.data.vqgan_match import check_made_by
     from dalle_torch.evaluation.loading import load_scorer
     from dalle_torch.parallel.runtime import pick_device
@@ -89,8 +90,16 @@ def _work(args: argparse.Namespace, index: int, count: int) -> "list[ShardScores
     if vqgan is not None:
         check_made_by(args.inputs, vqgan, f"--vqgan {args.vqgan}")
     scorer = load_scorer(args.clip, device=device)
-    options = ScoringOptions(key=args.key, max_bad_fraction=args.max_bad_fraction, host_index=index, host_count=count)
-    return score_shards(shards, folder, scorer, vqgan, options)
+    return score_shards(shards, folder, scorer, vqgan, _options(args, index, count))
+
+
+def _options(args: argparse.Namespace, index: int, count: int) -> "ScoringOptions":
+    from dalle_torch.data.scoring import ScoringOptions
+
+    return ScoringOptions(
+        key=args.key, caption_key=args.caption_key, image_key=args.image_key, max_bad_fraction=args.max_bad_fraction,
+        host_index=index, host_count=count,
+    )  # fmt: skip
 
 
 def _load_vqgan(args: argparse.Namespace, device: Any) -> Any:

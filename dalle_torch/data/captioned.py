@@ -168,10 +168,13 @@ def holds_codes(names: Sequence[str]) -> bool:
 
 
 def _parquet_has_codes(shard: Shard) -> bool:
-    from dalle_torch.data.parquet import opened_parquet
+    from dalle_torch.data.parquet import ParquetDamage, opened_parquet
 
-    with open_shard(shard.url) as file, opened_parquet(file) as parquet:
-        return _COLUMN in parquet.schema_arrow.names
+    try:
+        with open_shard(shard.url) as file, opened_parquet(file) as parquet:
+            return _COLUMN in parquet.schema_arrow.names
+    except ParquetDamage as damage:
+        raise ParquetDamage(f"{shard.url} is damaged: {damage}") from damage
 
 
 def _tar_has_codes(shard: Shard) -> bool:

@@ -1,11 +1,16 @@
 """Parquet files, whose damage is told from a file system that fails.
 
-The only importer of pyarrow. Owns: opening, batches of rows from any place. Does not own: which columns mean what.
+The only importer of pyarrow. Owns: opening, batches of rows from any place, rows written with a column more. Does not
+own: which columns mean what.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+_GROUP_ROWS, _GROUP_BYTES = 1024, 1 << 26
+"""Rows, or bytes of them, that are written as one row group at the most (and one batch more)."""
 
 
 class ParquetDamage(ValueError):
@@ -101,6 +106,65 @@ def python_values(column: Any) -> list[Any]:
     except _unknown():
         # Nothing makes a writer's strings UTF-8, and pyarrow gives none of a column where one is not.
         return [_value(cell) for cell in column]
+
+
+class RowWriter:
+    """Writes rows of another parquet file with one column of numbers more, all else as it was, metadata included.
+
+    Args:
+        schema: `pyarrow.Schema` of the rows.
+        column: float64; a column of that name is replaced.
+    """
+
+    def __init__(self, path: Path, schema: Any, column: str) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._column = column
+        place = schema.get_field_index(column)
+        self._old = None if place < 0 else column
+        rest = schema if self._old is None else schema.remove(place)
+        self._schema = rest.append(pa.field(column, pa.float64()))
+        # Python's own file says what went wrong by number, such as a full disk.
+        self._file = path.open("wb")
+        self._writer = pq.ParquetWriter(self._file, self._schema)
+        self._waiting: list[Any] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._flush()
+            self._writer.close()
+        finally:
+            self._file.close()
+
+    def write(self, rows: Sequence[tuple[Any, int]], values: Sequence[float]) -> None:
+        """Write rows, each a `pyarrow.RecordBatch` and a place in it, with the values of the new column."""
+        import pyarrow as pa
+
+        first = 0
+        while first < len(rows):
+            batch, last = rows[first][0], first
+            while last < len(rows) and rows[last][0] is batch:
+                last += 1
+            chosen = batch.take(pa.array([place for _, place in rows[first:last]]))
+            chosen = chosen if self._old is None else chosen.drop_columns([self._old])
+            column = pa.array(values[first:last], pa.float64())
+            self._waiting.append(pa.record_batch([*chosen.columns, column], schema=self._schema))
+            first = last
+        waiting = sum(len(batch) for batch in self._waiting)
+        if waiting >= _GROUP_ROWS or sum(batch.nbytes for batch in self._waiting) >= _GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._waiting:
+            self._writer.write_table(pa.Table.from_batches(self._waiting, self._schema))
+            self._waiting = []
 
 
 def _unknown() -> tuple[type[Exception], ...]:

@@ -1,15 +1,15 @@
 """A score for every sample of a data set: how well its picture shows its caption.
 
-Shards are written anew with the score in each sample's JSON, under the key by which training filters
-(`min_clip_score`, `max_clip_score`); all other members stay as they are. Shards of codes are decoded by their VQGAN.
+Shards are written anew with the score in each sample's JSON, or as a column of a parquet file, under the key by which
+training filters (`min_clip_score`, `max_clip_score`); all else stays as it is. Codes are decoded by their VQGAN.
 
-Owns: going through shards, resuming, what is left out and why, the manifest of what is written. Does not own: the
-score (`evaluation`), which threshold is best (`studies.explore`).
+Owns: going through shards, resuming, the manifest of what is written. Does not own: reading and writing one of them
+(`scorable`), the score (`evaluation`), which threshold is best (`studies.explore`).
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -17,15 +17,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dalle_torch.data.captions import BAD_JSON, CAPTION_KEYS, MAX_CAPTION_BYTES, MAX_JSON_BYTES, first_of, read_caption
-from dalle_torch.data.captions import json_object as read_json
-from dalle_torch.data.images import EXTENSIONS, MAX_BYTES, MAX_PIXELS, BadImage, decode_square
 from dalle_torch.data.manifest import Manifest, ShardFolder, ShardRecord
-from dalle_torch.data.shards import Shard, find_shards, open_shard, same_place
-from dalle_torch.data.sources import NO_IMAGE, SHARD_DAMAGED
-from dalle_torch.data.tar import DUPLICATE, TarDamage, TarReader, TarSample
-from dalle_torch.data.token_reader import BAD_CODES, CLIP_SCORE, read_npy
-from dalle_torch.data.token_shard import RawTarWriter
+from dalle_torch.data.parquet import ParquetDamage
+from dalle_torch.data.scorable import Scorable, ScorableShard, Wanted, open_scorable
+from dalle_torch.data.shards import Shard, find_shards, same_place
+from dalle_torch.data.sources import SHARD_DAMAGED, Skip
+from dalle_torch.data.token_reader import CLIP_SCORE
 from dalle_torch.evaluation.base import CHUNK, TextImageScorer
 from dalle_torch.log import get_logger, progress
 from dalle_torch.models.vqgan import VQGAN
@@ -36,10 +33,7 @@ logger = get_logger(__name__)
 SCORES: Final = "scores"
 """Folder of one file a shard, which says that it is scored, by whom, and what was left out."""
 NO_SCORE: Final = "no_score"
-PICTURE_SIDE: Final = 256
-"""Pixels; the centre square of a photograph is brought to this size, which is what DALL·E is trained on."""
 
-_CODES, _FIELDS, _CAPTION = "npy", "json", "txt"
 _SHOWN = 3
 
 
@@ -48,12 +42,16 @@ class ScoringOptions:
     """How the work is shared out, and what is too bad to go on.
 
     Attributes:
-        key: of the score in each sample's JSON.
+        key: JSON key or column of the score.
+        caption_key: JSON key or column of the captions; None: the `txt` of tars, else `captions.CAPTION_KEYS`.
+        image_key: column of parquet files that holds the pictures.
         max_bad_fraction: share of samples that may be left out before the run ends with an error.
         host_index, host_count: host `i` of `n` takes every n-th shard.
     """
 
     key: str = CLIP_SCORE
+    caption_key: str | None = None
+    image_key: str = "image"
     max_bad_fraction: float = 0.1
     host_index: int = 0
     host_count: int = 1
@@ -93,18 +91,13 @@ class ShardScores:
 
 
 def find_scorable(inputs: Sequence[str], folder: ShardFolder) -> list[Shard]:
-    """The tars that patterns stand for.
+    """The tars and parquet files that patterns stand for.
 
     Raises:
         OSError: none matches.
-        ValueError: a file is no tar, two have one name, or the output folder is the input's.
+        ValueError: two have one name, or the output folder is the input's.
     """
     shards = find_shards(list(inputs))
-    others = [shard.url for shard in shards if shard.is_parquet]
-    if others:
-        raise ValueError(
-            f"{others[0]} is no tar: scores are written into tars; dalle-torch encode makes them of parquet"
-        )
     twice = [name for name, count in Counter(shard.name for shard in shards).items() if count > 1]
     if twice:
         raise ValueError(f"{twice[0]} is in more than one folder: score each folder into one of its own")
@@ -125,7 +118,7 @@ def score_shards(
 
     Raises:
         OSError: a shard cannot be read, or the folder not written.
-        ValueError: too many samples are bad; shards before stay.
+        ValueError: too many samples are bad, or a parquet file lacks a column; shards before stay.
     """
     folder.check_writable()
     judge = scorer.judge.to_json()
@@ -151,21 +144,25 @@ def _score_shard(
     shard: Shard, folder: ShardFolder, scorer: TextImageScorer, vqgan: VQGAN | None, options: ScoringOptions
 ) -> ShardScores:
     result = ShardScores(shard.name, shard.size, options.key, scorer.judge.to_json())
+    codes = None if vqgan is None else (vqgan.config.image_length, vqgan.config.n_embed)
+    wanted = Wanted(
+        score_key=options.key, caption_key=options.caption_key, image_key=options.image_key, codes=codes
+    )  # fmt: skip
     folder.clean(shard.name)
-    with folder.writing(shard.name) as path:
-        with open_shard(shard.url) as file, RawTarWriter(path) as writer:
-            waiting: list[_Sample] = []
-            for sample in _samples(TarReader(file, shard.size, _Limits()), vqgan, result):
-                waiting.append(sample)
-                if len(waiting) == CHUNK:
-                    _write(waiting, scorer, vqgan, writer, result)
-                    waiting = []
-            _write(waiting, scorer, vqgan, writer, result)
-        size, sha256 = path.stat().st_size, sha256_of(path)
-    record = _record_of(shard)
+    try:
+        with folder.writing(shard.name) as path:
+            with open_scorable(shard, path, wanted) as opened:
+                _copy(opened, scorer, vqgan, result)
+            size, sha256, offsets = path.stat().st_size, sha256_of(path), opened.offsets
+    except ParquetDamage as damage:
+        # Without its footer a parquet file has not even columns: there is nothing to write.
+        logger.warning("%s cannot be read: %s", shard.url, damage)
+        result.skipped[SHARD_DAMAGED] = [shard.name]
+        return result
+    record = None if shard.is_parquet else _record_of(shard)
     if record is not None:
         values = asdict(record) | {
-            "samples": result.samples, "bytes": size, "sha256": sha256, "offsets": writer.offsets,
+            "samples": result.samples, "bytes": size, "sha256": sha256, "offsets": offsets,
             "skipped": _merged(record.skipped, result.skipped),
         }  # fmt: skip
         folder.write_record(ShardRecord(**values))
@@ -174,90 +171,43 @@ def _score_shard(
     return result
 
 
-@dataclass
-class _Sample:
-    key: str
-    members: dict[str, bytes]
-    fields: dict[str, Any]
-    caption: str
-    picture: Image.Image | None
-    codes: np.ndarray | None
+def _copy(shard: ScorableShard, scorer: TextImageScorer, vqgan: VQGAN | None, result: ShardScores) -> None:
+    """Score all samples of a shard, and write those that have a score."""
+    waiting: list[Scorable] = []
+    for sample in shard.samples():
+        if isinstance(sample, Skip):
+            if sample.reason == SHARD_DAMAGED:
+                logger.warning("%s cannot be read to its end: %s", result.name, sample.detail)
+            result.skipped.setdefault(sample.reason, []).append(sample.key)
+            continue
+        waiting.append(sample)
+        if len(waiting) == CHUNK:
+            shard.write(_scored(waiting, scorer, vqgan, result))
+            waiting = []
+    shard.write(_scored(waiting, scorer, vqgan, result))
 
 
-class _Limits(dict[str, int]):
-    """Every member is read, since every one is written again; pictures may be large, all else may not."""
-
-    def get(self, extension: str, default: Any = None) -> int:
-        return MAX_BYTES if extension in EXTENSIONS else max(MAX_JSON_BYTES, MAX_CAPTION_BYTES, 1 << 20)
-
-
-def _samples(reader: TarReader, vqgan: VQGAN | None, result: ShardScores) -> Iterator[_Sample]:
-    used: set[str] = set()
-
-    def skip(key: str, reason: str) -> None:
-        result.skipped.setdefault(reason, []).append(key)
-
-    try:
-        for sample in reader.samples():
-            if sample.problem is not None or sample.key in used:
-                skip(sample.key, sample.problem or DUPLICATE)
-                continue
-            used.add(sample.key)
-            found = _read(sample, vqgan)
-            if isinstance(found, str):
-                skip(sample.key, found)
-            else:
-                yield found
-    except TarDamage as damage:
-        logger.warning("%s cannot be read to its end: %s", result.name, damage)
-        skip(result.name, SHARD_DAMAGED)
-
-
-def _read(sample: TarSample, vqgan: VQGAN | None) -> _Sample | str:
-    """A sample that can be scored, or why it cannot."""
-    members = sample.members
-    fields = read_json(members[_FIELDS]) if _FIELDS in members else {}
-    if fields is None:
-        return BAD_JSON
-    caption, reason = read_caption(members[_CAPTION] if _CAPTION in members else first_of(fields, CAPTION_KEYS))
-    if reason:
-        return reason
-    if vqgan is not None:
-        codes = read_npy(members[_CODES]) if _CODES in members else None
-        size, length = vqgan.config.n_embed, vqgan.config.image_length
-        if codes is None or codes.shape != (length,) or not 0 <= int(codes.min()) <= int(codes.max()) < size:
-            return BAD_CODES
-        return _Sample(sample.key, members, fields, caption, None, codes)
-    data = next((members[name] for name in EXTENSIONS if name in members), None)
-    if data is None:
-        return NO_IMAGE
-    try:
-        picture, _ = decode_square(data, PICTURE_SIDE, MAX_PIXELS)
-    except BadImage as error:
-        return error.reason
-    return _Sample(sample.key, members, fields, caption, Image.fromarray(picture), None)
-
-
-def _write(
-    samples: list[_Sample], scorer: TextImageScorer, vqgan: VQGAN | None, writer: RawTarWriter, result: ShardScores
-) -> None:
+def _scored(
+    samples: list[Scorable], scorer: TextImageScorer, vqgan: VQGAN | None, result: ShardScores
+) -> list[tuple[Scorable, float]]:
+    """Samples with their scores, and into `result` what is to be said of them."""
     if not samples:
-        return
+        return []
+    found: list[tuple[Scorable, float]] = []
     scores = scorer.score(_pictures(samples, vqgan), [sample.caption for sample in samples])
     for sample, score in zip(samples, scores, strict=True):
         if not np.isfinite(score):
             result.skipped.setdefault(NO_SCORE, []).append(sample.key)
             continue
-        fields = sample.fields | {result.key: score}
-        data = json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")
-        writer.write(sample.key, sample.members | {_FIELDS: data})
+        found.append((sample, score))
         result.samples += 1
         result.total += score
         result.lowest, result.highest = min(result.lowest, score), max(result.highest, score)
+    return found
 
 
 @torch.no_grad()
-def _pictures(samples: list[_Sample], vqgan: VQGAN | None) -> list[Image.Image]:
+def _pictures(samples: list[Scorable], vqgan: VQGAN | None) -> list[Image.Image]:
     if vqgan is None:
         return [sample.picture for sample in samples if sample.picture is not None]
     codes = torch.from_numpy(

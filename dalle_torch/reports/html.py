@@ -81,22 +81,29 @@ class Page:
         self._parts.append(f'<img class="figure" src="{_uri(data, "png")}" alt="{escape(alt)}">')
 
     def gallery(
-        self, images: Sequence[Image.Image | str], captions: Sequence[str] | None = None, *, width: int = 128
+        self,
+        images: Sequence[Image.Image | str],
+        captions: Sequence[str] | None = None,
+        *,
+        alts: Sequence[str] | None = None,
+        width: int = 128,
     ) -> None:
-        """Pictures beside each other, as many in a row as fit, each with its caption.
+        """Pictures beside each other, as many in a row as fit, each with its caption; files open by a click.
 
         Args:
             images: pictures, which go into the page, or addresses of files beside it.
+            alts: what is read out in place of each picture, such as its prompt; None: the captions.
             width: of each in CSS pixels; small pictures are enlarged pixel by pixel.
         """
         texts = captions if captions is not None else [""] * len(images)
         figures = []
-        for image, text in zip(images, texts, strict=True):
+        for image, text, alt in zip(images, texts, texts if alts is None else alts, strict=True):
             source = escape(image) if isinstance(image, str) else data_uri(image)
+            picture = f'<img loading="lazy" src="{source}" alt="{escape(alt)}">'
+            if isinstance(image, str):
+                picture = f'<a href="{source}">{picture}</a>'
             label = f"<figcaption>{escape(text)}</figcaption>" if text else ""
-            figures.append(
-                f'<figure style="width:{width}px"><img loading="lazy" src="{source}" alt="">{label}</figure>'
-            )
+            figures.append(f'<figure style="width:{width}px">{picture}{label}</figure>')
         self._parts.append(f'<div class="gallery">{"".join(figures)}</div>')
 
     def render(self) -> str:

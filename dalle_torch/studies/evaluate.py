@@ -201,7 +201,7 @@ def _page(result: dict[str, Any], reference: Reference, drawings: Drawings) -> P
     _gallery(page, reference.shown, reference.captions[: len(reference.shown)])
     if reference.shown_reconstructed:
         page.heading("The same after VQGAN")
-        _gallery(page, reference.shown_reconstructed, [""] * len(reference.shown_reconstructed))
+        _gallery(page, reference.shown_reconstructed, reference.captions[: len(reference.shown_reconstructed)])
     page.heading("How it was measured")
     page.facts({name: result[name] for name in ("model", "data", "setting", "pictures", "judges", "run")})
     return page

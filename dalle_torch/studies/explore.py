@@ -1,43 +1,40 @@
 """What a data set holds: scores and what a threshold would keep, captions, words, duplicates; a page and a table.
 
-Owns: the statistics, the page. Does not own: reading (`data.survey`), scoring (`data.scoring`).
+Owns: the pass over the data, the statistics. Does not own: reading (`data.survey`), scoring (`data.scoring`), what
+looks alike (`duplicates`), the page (`explore_page`).
 
-Memory grows by about a hundred bytes a sample (fingerprints, of which duplicates are found), whatever the pictures.
+Memory grows by a few hundred bytes a sample (names and fingerprints, of which duplicates are found), whatever the
+pictures.
 """
 
 import csv
 import heapq
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from PIL import Image
 
 from dalle_torch.data.survey import Seen, survey
 from dalle_torch.evaluation.protocol import environment, write_result
 from dalle_torch.hashing import hashed
 from dalle_torch.log import progress
 from dalle_torch.reports import charts
-from dalle_torch.reports.html import Page
 from dalle_torch.storage import atomic_file
+from dalle_torch.studies.duplicates import MAX_PAIRS, NEAR_BITS, CodeRows, near_fingerprints
+from dalle_torch.studies.explore_page import Decode, Shown, explore_page
 
-NEAR_BITS: Final = 3
-"""Most bits in which the fingerprints of near duplicates differ, of 64."""
 MAX_WORDS: Final = 1_000_000
 """Different words that are counted; beyond it the rare ones are forgotten, and counts are lower bounds."""
 
-_BINS = 40
 _THRESHOLDS = 20
 _SHOWN_A_BIN, _SHOWN_BINS = 6, 12
 _SHOWN_WORDS, _SHOWN_PAIRS = 60, 24
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
-
-Decode = Callable[[Sequence[np.ndarray]], list[Image.Image]]
-"""Codes of pictures to pictures."""
 
 
 @dataclass
@@ -71,18 +68,11 @@ class Findings:
     captions: Counter[bytes] = field(default_factory=Counter)
     exact: dict[bytes, list[str]] = field(default_factory=lambda: defaultdict(list))
     near: list[tuple[int, str]] = field(default_factory=list)
-    shown: list["Shown"] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A sample that may be shown."""
-
-    key: str
-    caption: str
-    score: float
-    picture: np.ndarray | None
-    codes: np.ndarray | None
+    codes: CodeRows | None = None
+    """Different ones, of data that are codes."""
+    code_names: list[str] = field(default_factory=list)
+    """Of the rows of `codes`."""
+    shown: list[Shown] = field(default_factory=list)
 
 
 def explore(
@@ -115,6 +105,7 @@ def explore(
     folder.mkdir(parents=True, exist_ok=True)
     sample_of = _Reservoirs()
     with (
+        closing(CodeRows(folder)) as found.codes,
         atomic_file(folder / "samples.csv") as path,
         path.open("w", newline="", encoding="utf-8", errors="replace") as out,
     ):
@@ -132,33 +123,12 @@ def explore(
         if not found.samples:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in found.skipped.items())
             raise ValueError(f"{' '.join(inputs)} has not one sample that can be read: {reasons or 'it is empty'}")
-    found.shown = sample_of.samples()
-    result = _summary(found, inputs)
+        found.shown = sample_of.samples()
+        result = _summary(found, inputs)
     write_result(folder / "explore.json", result)
-    _page(found, result, decode).save(folder / "explore.html")
+    arrays = {"score": found.scores.array(), "words": found.words.array()}
+    explore_page(result, arrays, found.shown, decode).save(folder / "explore.html")
     return result
-
-
-def near_duplicates(fingerprints: Sequence[tuple[int, str]], bits: int = NEAR_BITS) -> Iterator[tuple[str, str, int]]:
-    """Pairs whose fingerprints differ in 1 to `bits` bits of 64, with the number of bits; each pair once.
-
-    Cut into `bits + 1` pieces, two such fingerprints have one piece in common, so that only those of equal pieces are
-    compared. A piece that thousands have (flat pictures) is looked through for its first 200.
-    """
-    pieces = bits + 1
-    width = 64 // pieces
-    told: set[tuple[int, int]] = set()
-    for piece in range(pieces):
-        groups: dict[int, list[int]] = defaultdict(list)
-        for row, (fingerprint, _) in enumerate(fingerprints):
-            group = groups[(fingerprint >> (piece * width)) & ((1 << width) - 1)]
-            if len(group) < 200:
-                for other in group:
-                    distance = (fingerprint ^ fingerprints[other][0]).bit_count()
-                    if 0 < distance <= bits and (other, row) not in told:
-                        told.add((other, row))
-                        yield fingerprints[other][1], fingerprints[row][1], distance
-                group.append(row)
 
 
 class _Reservoirs:
@@ -208,6 +178,9 @@ def _take(found: Findings, seen: Seen, count_tokens: Callable[[str], int] | None
         found.scores.add(seen.score)
     found.captions[_digest(" ".join(words))] += 1
     name = f"{seen.shard.rpartition('/')[2]}:{seen.key}"
+    new = found.codes is not None and seen.codes is not None and seen.exact not in found.exact
+    if new and found.codes.add(seen.codes):
+        found.code_names.append(name)
     if len(places := found.exact[seen.exact]) < 10:
         places.append(name)
     if seen.near is not None:
@@ -240,6 +213,7 @@ def _summary(found: Findings, inputs: Sequence[str]) -> dict[str, Any]:
             "first": copies[:_SHOWN_PAIRS],
         },
         "near_pictures": _about_near(found.near),
+        "near_codes": None if found.codes is None else _about_near_codes(found.codes, found.code_names),
         "words": found.frequencies.most_common(_SHOWN_WORDS),
         "different_words": len(found.frequencies),
         "run": {"environment": environment()},
@@ -249,8 +223,17 @@ def _summary(found: Findings, inputs: Sequence[str]) -> dict[str, Any]:
 def _about_near(fingerprints: Sequence[tuple[int, str]]) -> dict[str, Any] | None:
     if not fingerprints:
         return None
-    near = list(near_duplicates(fingerprints))
+    near = list(near_fingerprints(fingerprints))
     return {"pairs": len(near), "most_bits": NEAR_BITS, "of_bits": 64, "first": near[:_SHOWN_PAIRS]}
+
+
+def _about_near_codes(rows: CodeRows, names: Sequence[str]) -> dict[str, Any] | None:
+    if not rows.count:
+        return None
+    near = rows.near()
+    first = [(names[pair.one], names[pair.other], pair.codes) for pair in near[:_SHOWN_PAIRS]]
+    return {"pairs": len(near), "all": len(near) < MAX_PAIRS, "most_codes": rows.most, "of_codes": rows.length,
+            "different": rows.count, "first": first}  # fmt: skip
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
@@ -271,53 +254,3 @@ def _thresholds(scores: np.ndarray, samples: int) -> list[dict[str, float]]:
     return [
         {"min_clip_score": float(f"{step:.6g}"), "samples": count, "share": count / samples} for step, count in rows
     ]
-
-
-def _page(found: Findings, result: dict[str, Any], decode: Decode | None) -> Page:
-    page = Page("Data set", " ".join(result["data"]))
-    page.paragraph(
-        f"{result['samples']:,} samples; {sum(result['skipped'].values()):,} could not be read"
-        + "".join(f"; {reason}: {count:,}" for reason, count in result["skipped"].items())
-    )
-    scores = found.scores.array()
-    if len(scores):
-        page.heading("Scores")
-        counts, edges = np.histogram(scores.astype(np.float64), bins=_BINS)
-        page.png(charts.histogram(counts.tolist(), edges.tolist(), x="score"), "histogram of scores")
-        page.table(["min_clip_score", "samples kept", "share"], [list(row.values()) for row in result["thresholds"]])
-    else:
-        page.notice("The samples have no scores; dalle-torch score adds them.")
-    page.heading("Samples" + (" from the lowest score to the highest" if len(scores) else ""))
-    _show(page, found.shown, decode, bool(len(scores)))
-    page.heading("Captions")
-    names = ("caption_characters", "caption_words", "caption_tokens")
-    known = [(name.removeprefix("caption_"), result[name]) for name in names if result[name]]
-    page.table(["length in", *known[0][1]], [[name, *spread.values()] for name, spread in known])
-    lengths = found.words.array().astype(np.float64)
-    counts, edges = np.histogram(lengths, bins=np.arange(0, min(lengths.max(), 80) + 2))
-    page.png(charts.histogram(counts.tolist(), edges.tolist(), x="words of a caption"), "histogram of lengths")
-    page.table(["word", "times"], [list(pair) for pair in result["words"]])
-    page.heading("Duplicates")
-    page.paragraph(f"{result['equal_captions']:,} captions repeat an earlier one, letter case and punctuation aside")
-    equal = result["equal_pictures"]
-    page.paragraph(
-        f"{equal['samples']:,} pictures repeat an earlier one to the last byte, in {equal['groups']:,} groups"
-    )
-    page.table(["the same picture or codes"], [[", ".join(names)] for names in equal["first"]])
-    if result["near_pictures"] is not None:
-        near = result["near_pictures"]
-        page.paragraph(f"{near['pairs']:,} pairs look alike (difference hash of 64 bits, at most {NEAR_BITS} differ)")
-        page.table(["one", "the other", "bits"], near["first"])
-    return page
-
-
-def _show(page: Page, shown: Sequence[Shown], decode: Decode | None, scored: bool) -> None:
-    pictures: list[Image.Image] = []
-    codes = [sample.codes for sample in shown if sample.codes is not None]
-    if codes and decode is None:
-        page.paragraph("Codes are shown as pictures when --vqgan says what decodes them.")
-        return
-    decoded = iter(decode(codes)) if codes and decode is not None else iter(())
-    pictures = [Image.fromarray(s.picture) if s.picture is not None else next(decoded) for s in shown]
-    labels = [f"{s.score:.4f}  {s.caption}" if scored else s.caption for s in shown]
-    page.gallery(pictures, labels, width=112)

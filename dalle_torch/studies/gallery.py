@@ -221,7 +221,8 @@ def write_pages(
         for key in part:
             page.heading(key[0] or "(the empty prompt)")
             addresses = [quote(row["file"]) for row in rows[key]]
-            page.gallery(addresses, [_caption(row) for row in rows[key]], width=width)
+            captions = [_caption(row) for row in rows[key]]
+            page.gallery(addresses, captions, alts=[row["prompt"] for row in rows[key]], width=width)
         if len(parts) > 1:
             page.links(links, current=name)
         if number == 1:

@@ -215,9 +215,6 @@ def test_inputs_that_cannot_be_are_refused(photos, tmp_path):
         find_scorable([str(photos)], ShardFolder(str(photos)))
     with pytest.raises(FileNotFoundError, match="no shard matches"):
         find_scorable([str(tmp_path / "none*.tar")], ShardFolder(str(tmp_path / "out")))
-    (photos / "x.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match="is no tar: scores are written into tars"):
-        find_scorable([str(photos)], ShardFolder(str(tmp_path / "out")))
     for options in ({"key": "a b"}, {"max_bad_fraction": 2}, {"host_index": 3}):
         with pytest.raises(ValueError, match="scoring cannot start"):
             ScoringOptions(**options)

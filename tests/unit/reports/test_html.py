@@ -53,7 +53,15 @@ def full_page():
 
 def test_a_page_is_well_formed_and_needs_nothing_from_elsewhere():
     reader = read(full_page())
-    assert [address for address in reader.addresses if not address.startswith("data:image/")] == ["images/a&b.png"]
+    assert [address for address in reader.addresses if not address.startswith("data:image/")] == 2 * ["images/a&b.png"]
+
+
+def test_pictures_are_read_out_by_their_prompts_and_files_open_by_a_click():
+    page = Page("x")
+    page.gallery([Image.new("RGB", (4, 4)), "a.png"], ["seed 1", "seed 2"], alts=['a "cat"', "a dog"])
+    html = page.render()
+    assert 'alt="a &quot;cat&quot;"' in html and 'alt="a dog"></a>' in html and html.count('loading="lazy"') == 2
+    assert html.count("<a ") == 1 and '<a href="a.png">' in html
 
 
 def test_what_comes_in_is_text_and_never_markup():
