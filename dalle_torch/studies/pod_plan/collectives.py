@@ -18,6 +18,8 @@ _WORDS = {"xla__scan": "", "call": "", "while": "", "aot_forward": "forward", "a
 
 _LISTED = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)+)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([\d,]*)\))? ?\{([^}]*)\}")
+_AXIS = re.compile(r"'(\w+)'(?:=(\d+)|:\((\d+)\)(\d+))?")
 _PAIRS = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)+)\}")
 
 
@@ -117,9 +119,27 @@ def _group(instruction: Instruction, devices: int) -> list[int]:
         groups, sizes = (tuple(map(int, found[index].split(","))) for index in (1, 2))
         order = tuple(map(int, found[3].split(","))) if found[3] else tuple(range(len(sizes)))
         return _iota(sizes, order)[: groups[-1]]
+    if found := _MESH.search(attributes):
+        return _of_mesh(found[1], found[2], found[3])
     if found := _LISTED.search(attributes) or _PAIRS.search(attributes):
         return [int(device) for device in found[1].split("}")[0].lstrip("{").split(",") if device]
     return list(range(devices))
+
+
+def _of_mesh(axes: str, devices: str | None, along: str) -> list[int]:
+    """The devices along some axes of a mesh, at the beginning of all others; of an axis it may be a part, as
+    'axis':(2)4 is: after a factor of 2 the next 4."""
+    sizes = {name: int(size) for name, size, _, _ in _AXIS.findall(axes)}
+    strides, stride = {}, 1
+    for name in reversed(sizes):
+        strides[name], stride = stride, stride * sizes[name]
+    order = [int(device) for device in devices.split(",")] if devices else list(range(stride))
+    places = [0]
+    for name, _, before, size in _AXIS.findall(along):
+        count = int(size) if size else sizes[name]
+        step = strides[name] * (sizes[name] // (int(before) * count) if size else 1)
+        places = [place + step * index for place in places for index in range(count)]
+    return [order[place] for place in places]
 
 
 def _iota(sizes: Sequence[int], order: Sequence[int]) -> list[int]:

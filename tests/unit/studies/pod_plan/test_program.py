@@ -75,6 +75,22 @@ def test_groups_in_short_form_are_those_of_the_transposed_array(sizes: list[int]
 
 
 @pytest.mark.parametrize(
+    ("groups", "first"),
+    [
+        ("mesh['a'=2,'b'=1,'c'=4], device_ids=(0,4,1,5,2,6,3,7) {'c'}", [0, 4, 1, 5]),
+        ("mesh['a'=2,'b'=1,'c'=4], device_ids=(0,4,1,5,2,6,3,7) {'a'}", [0, 2]),
+        ("mesh['a'=2,'c'=4] {'a','c'}", [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("mesh['a'=8] {'a':(1)2}", [0, 4]),
+        ("mesh['a'=8] {'a':(2)2}", [0, 2]),
+        ("mesh['a'=8] {'a':(4)2}", [0, 1]),
+    ],
+)
+def test_groups_are_read_from_a_mesh(groups: str, first: list[int]) -> None:
+    instruction = Instruction("r", "all-reduce", (), (), f"channel_id=1, replica_groups={groups}, to_apply=%add", False)
+    assert _group(instruction, 8) == first
+
+
+@pytest.mark.parametrize(
     ("name", "layer"),
     [
         ("xla__scan/call.812/decoder.4/aot_backward.4256/aten__mm", "decoder backward aten__mm"),
