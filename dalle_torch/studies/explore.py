@@ -178,8 +178,8 @@ def _take(found: Findings, seen: Seen, count_tokens: Callable[[str], int] | None
         found.scores.add(seen.score)
     found.captions[_digest(" ".join(words))] += 1
     name = f"{seen.shard.rpartition('/')[2]}:{seen.key}"
-    new = found.codes is not None and seen.codes is not None and seen.exact not in found.exact
-    if new and found.codes.add(seen.codes):
+    rows, first = found.codes, seen.exact not in found.exact
+    if first and rows is not None and seen.codes is not None and rows.add(seen.codes):
         found.code_names.append(name)
     if len(places := found.exact[seen.exact]) < 10:
         places.append(name)
