@@ -54,6 +54,7 @@ VARIANTS = {
     "4x2, accumulation 3": Variant(4, 2, 3),
     "4x2, accumulation 3, checkpointing": Variant(4, 2, 3, checkpointing=True),
     "4x2, accumulation 3, scan, checkpointing": Variant(4, 2, 3, scan=True, checkpointing=True),
+    "4x2, unequal layers": Variant(4, 2, layout="swinv2"),
     "4x2, scan, unequal layers": Variant(4, 2, scan=True, checkpointing=True, layout="swinv2"),
     "4x2, adamw": Variant(4, 2, optimizer="adamw"),
     "4x2, adafactor": Variant(4, 2, optimizer="adafactor"),
