@@ -34,8 +34,10 @@ def lines(
         ImportError: matplotlib is not installed; says how to.
     """
     figure, axes = _figure(title, x, y)
-    for name, curve in curves.items():
-        (line,) = axes.plot(curve.x, curve.y, label=name, marker="o" if marked else None, markersize=4)
+    for index, (name, curve) in enumerate(curves.items()):
+        # There are ten colours.
+        style = ("-", "--", ":", "-.")[index // 10 % 4]
+        (line,) = axes.plot(curve.x, curve.y, style, label=name, marker="o" if marked else None, markersize=4)
         if curve.low is not None and curve.high is not None:
             axes.fill_between(curve.x, curve.low, curve.high, color=line.get_color(), alpha=0.15, linewidth=0)
     if log_y:
