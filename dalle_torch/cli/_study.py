@@ -88,10 +88,17 @@ def load_study(
 
 
 def _judges(args: argparse.Namespace) -> "tuple[FeatureExtractor, TextImageScorer]":
+    import torch
+
     from dalle_torch.evaluation.loading import load_features, load_scorer, shapes_judge
+    from dalle_torch.parallel.runtime import pick_device
 
     own = args.model if shapes_judge(args.model) is not None else None
-    device = None if args.device in ("auto", "cpu") else args.device
+    chosen = pick_device(args.device)
+    device = chosen if chosen.type == "cuda" else None
+    if device is not None:
+        # Published figures are float32's; cuDNN would round to ten bits.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     features = load_features(args.features or own or "inception", device=device)
     return features, load_scorer(args.clip or own or "openai/clip-vit-large-patch14", device=device)
 

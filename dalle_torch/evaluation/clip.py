@@ -113,7 +113,8 @@ class ClipScorer(TwoTowerScorer):
 
         folder = resolve_model(source, weight_formats=WEIGHT_FORMATS[:2], **hub_options)
         try:
-            model = AutoModel.from_pretrained(folder, use_safetensors=True)
+            # Weights that were saved in half precision judge in float32 as all others do.
+            model = AutoModel.from_pretrained(folder, use_safetensors=True).float()
             scorer = cls(model, AutoProcessor.from_pretrained(folder), filled=filled)
         except (OSError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())

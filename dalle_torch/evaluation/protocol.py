@@ -30,7 +30,10 @@ _PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """What may move the last digits of a figure: versions, processor, threads."""
+    """What may move the last digits of a figure: versions, processor, threads, a GPU if there is one.
+
+    On a CPU figures are the same each time; a GPU's sums are not always.
+    """
     versions: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
@@ -42,6 +45,7 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": versions,
     }
 
