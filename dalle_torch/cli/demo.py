@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-unseen", type=float, default=0.0, metavar="SHARE", help="the same for unseen pairs")
     parser.add_argument("--train", nargs="?", const=TRAINING_FOLDER, metavar="DIR", help="first train a model from "
                         "nothing in DIR: shapes, their VQGAN, shards of codes, a DalleBart by Distributed Shampoo; "
-                        f"about 20 minutes on 2 cores (DIR: {TRAINING_FOLDER})")  # fmt: skip
+                        f"15 to 20 minutes on 2 cores (DIR: {TRAINING_FOLDER})")  # fmt: skip
     parser.add_argument("--config", metavar="FILE", help="YAML file of that training, as configs/train/shapes.yaml; "
                         "by default a short one")  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
