@@ -190,5 +190,28 @@ def test_it_ends_as_an_unbroken_run_bit_for_bit(story: Story, tmp_path: Path) ->
     assert losses(tmp_path / "0") == losses(story.host(0) / "runs" / "mine")
 
 
+def _refused(config: RunConfig, output: Path, index: int, port: int) -> None:
+    try:
+        _child(config, output, index, port)
+    except ValueError as error:
+        output.with_suffix(".said").write_text(str(error), encoding="utf-8")
+
+
+def test_hosts_of_other_options_both_say_so_and_neither_waits(story: Story, tmp_path: Path) -> None:
+    port = free_port()
+    children = []
+    for index, steps in enumerate((6, 7)):
+        options = [f"training.steps={steps}", f"checkpoint.folder={tmp_path / 'bucket'}"]
+        config = load_config(RunConfig, story.root / "run.yaml", options)
+        words = (config, tmp_path / str(index), index, port)
+        children.append(multiprocessing.get_context("fork").Process(target=_refused, args=words))
+        children[-1].start()
+    for child in children:
+        child.join(PATIENCE)
+    said = [(tmp_path / f"{index}.said").read_text(encoding="utf-8") for index in range(2)]
+    assert said[0] == said[1]
+    assert "do not agree: training.steps is 7 in process 1 and 6 in process 0" in said[0]
+
+
 def test_the_launcher_knows_the_status_of_a_host_that_lost_another() -> None:
     assert PeersLostError.exit_status == PEERS_LOST
