@@ -1,8 +1,9 @@
 """What DALL·E Mega's step takes on slices of v3 from 32 to 2048 cores: arithmetic from two compiled plans of v3-256.
 
-    for passes in 1 3; do dalle-torch plan --config configs/train/mega-v3-256.yaml \\
-        --set training.accumulation_steps=$passes --output plans/passes-$passes; done
-    python -m benchmarks.scaling plans/passes-1/plan.json plans/passes-3/plan.json
+    dalle-torch plan --config configs/train/mega-v3-256.yaml --output plans/mega
+    dalle-torch plan --config configs/train/mega-v3-256.yaml --output plans/one-pass --only without-roots \\
+        --set training.accumulation_steps=1
+    python -m benchmarks.scaling plans/one-pass/plan.json plans/mega/plan.json
 
 A plan counts products, memory traffic and bytes sent of a step. Two that differ in their passes alone tell what a pass
 takes, and what an update takes beside its passes. Another slice has other numbers of passes, of rows in a pass, and of
@@ -37,11 +38,9 @@ class Parts:
         return self.of_pass * passes * rows / 44 + self.beside
 
 
-def parts(short: dict[str, Any], long: dict[str, Any], quantity: str) -> Parts:
-    """From the same kind of step with one pass and with three."""
-    one, three = _value(short, quantity), _value(long, quantity)
-    of_pass = (three - one) / 2
-    return Parts(of_pass, one - of_pass)
+def of_pass(one: dict[str, Any], three: dict[str, Any], quantity: str) -> float:
+    """From steps of a kind with one pass and with three."""
+    return (_value(three, quantity) - _value(one, quantity)) / 2
 
 
 def _value(step: dict[str, Any], quantity: str) -> float:
@@ -63,12 +62,14 @@ def main() -> None:
     parser.add_argument("three", type=Path, help="plan.json of three passes")
     args = parser.parse_args()
     one, three = (json.loads(path.read_text(encoding="utf-8")) for path in (args.one, args.three))
-    steps = {step["kind"]: (short, step) for short, step in zip(one["steps"], three["steps"], strict=True)}
+    steps = {step["kind"]: step for step in three["steps"]}
+    (short,) = (step for step in one["steps"] if step["kind"] == "without roots")
     share = 1 / three["roots_every"] if three["roots_every"] else 0.0
-    found = {
-        kind: {quantity: parts(*pair, quantity) for quantity in ("passes", "bytes", "sent")}
-        for kind, pair in steps.items()
-    }
+    found: dict[str, dict[str, Parts]] = {kind: {} for kind in steps}
+    for quantity in ("passes", "bytes", "sent"):
+        each = of_pass(short, steps["without roots"], quantity)
+        for kind, step in steps.items():
+            found[kind][quantity] = Parts(each, _value(step, quantity) - 3 * each)
     names = {"passes": "products", "bytes": "memory", "sent": "links"}
     print("| slice | dp x mp | samples | arguments, GiB | s an update | samples/s | utilisation | limit |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
@@ -86,7 +87,7 @@ def main() -> None:
         least, most = max(taken.values()), sum(taken.values())
         samples = rows * passes * cores // 8
         flops = three["flops"] * samples / 4224
-        inputs = steps["without roots"][1]["inputs"]
+        inputs = steps["without roots"]["inputs"]
         arguments = sum(value * (256 / cores if kind in SPREAD else 1) for kind, value in inputs.items())
         peak_flops = cores * three["topology"]["chip"]["tflops"] * 1e12 / three["topology"]["chip"]["cores"]
         print(

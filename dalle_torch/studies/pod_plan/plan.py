@@ -127,15 +127,18 @@ def plan_pod(
     topology: Topology,
     python: str | None = None,
     programs: Path | None = None,
+    only: str | None = None,
 ) -> PodPlan:
     """The plan of `config` on `topology`: minutes of one core for each kind of step.
 
     Args:
         python: an interpreter that has the compiler; None: this one.
         programs: a folder for the compiled programs' text.
+        only: one kind of step, `WITH_ROOTS` or `PLAIN`; None: each that there is.
 
     Raises:
-        ValueError: mesh, batch or layout do not come out even, or the compiler is not there.
+        ValueError: there is no such kind of step, mesh, batch or layout do not come out even, or the compiler is not
+            there.
         RuntimeError: the compiler failed for another reason than memory.
     """
     of_hosts = hosts_of(topology, python)
@@ -143,12 +146,16 @@ def plan_pod(
     config = replace(config, mesh=replace(config.mesh, dp=mesh.dp))
     steps = []
     for kind, traced in trace_steps(config, network, of_hosts):
+        if only not in (None, kind):
+            continue
         logger.info("compiling the step %s for %s: %d MB, minutes", kind, topology.name, len(traced.program) // 10**6)
         with tempfile.TemporaryDirectory() as folder:
             compiled = compile_step(traced, topology, Path(folder), python)
         if programs is not None and compiled.text:
             (programs / f"step-{kind.replace(' ', '-')}.hlo.txt").write_text(compiled.text, encoding="utf-8")
         steps.append(_read(config, kind, traced, compiled, topology, mesh.device_order(of_hosts)))
+    if not steps:
+        raise ValueError(f"no step of this run is {only}: it has other kinds alone; leave --only out")
     intervals = [1, *([config.optimizer.shampoo.preconditioning_compute_steps] if config.optimizer.shampoo else [10])]
     return PodPlan(
         topology=topology,
