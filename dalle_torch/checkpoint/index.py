@@ -8,7 +8,7 @@ read here: a pickle can run any code.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -68,6 +68,22 @@ class Stack:
                     offsets, sizes = (number, *part.offsets), (1, *part.sizes)
                 found.parts.append(replace(part, offsets=offsets, sizes=sizes))
         return found
+
+    def cut(
+        self, offsets: tuple[int, ...], sizes: tuple[int, ...]
+    ) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...], int]]:
+        """The parts of names' tensors in a block of `tensor`: name, offsets and sizes there, first row in the block."""
+        rows = self.rows or 1
+        first = offsets[0]
+        end = min(first + sizes[0], rows * len(self.names))
+        # A block that ends where it begins, or lies behind the last name, has nothing.
+        for number in range(first // rows, -(-end // rows)) if first < end else ():
+            start, stop = max(first, number * rows), min(end, (number + 1) * rows)
+            if self.rows:
+                within = (start - number * rows, *offsets[1:]), (stop - start, *sizes[1:])
+            else:
+                within = offsets[1:], sizes[1:]
+            yield self.names[number], *within, start - first
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ only after the new one is committed. What was never committed is no checkpoint, 
 import re
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
 from torch import Tensor
 
+from dalle_torch.checkpoint.index import Stack
 from dalle_torch.checkpoint.reading import MARKER, Checkpoint, check_files, only_ours
 from dalle_torch.checkpoint.store import Store
 from dalle_torch.checkpoint.writing import Offer, Place, Save
@@ -77,6 +78,7 @@ class CheckpointFolder:
         meta: Mapping[str, Any],
         host_meta: Mapping[str, Any] = {},
         *,
+        stacks: Sequence[Stack] = (),
         asynchronous: bool = False,
     ) -> None:
         """Write a checkpoint and commit it; every process calls it, with the same step and names.
@@ -87,6 +89,7 @@ class CheckpointFolder:
                 parts that it holds.
             meta: what is not a tensor, as JSON; that of process 0 is kept.
             host_meta: the same of each process.
+            stacks: tensors in which more of what is saved lies together; they are written as they lie, block by block.
             asynchronous: copy to the host's memory and return; a thread writes. The next `save` or `wait` tells of its
                 errors. A process that ends waits for the thread.
 
@@ -95,7 +98,7 @@ class CheckpointFolder:
             ValueError: tensors or meta are none, or differ between processes.
         """
         self.wait()
-        save = self._begin(step, tensors, meta, host_meta)
+        save = self._begin(step, tensors, meta, host_meta, stacks)
         if asynchronous:
             self._attempt(step, save.stage)
             errors: list[BaseException] = []
@@ -164,7 +167,12 @@ class CheckpointFolder:
     # The steps of a save -------------------------------------------------------------------------------------------
 
     def _begin(
-        self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], host_meta: Mapping[str, Any]
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        meta: Mapping[str, Any],
+        host_meta: Mapping[str, Any],
+        stacks: Sequence[Stack],
     ) -> Save:
         """Everything up to where processes go their own ways; what fails in one fails in all."""
         found: list[Any] = []
@@ -172,7 +180,7 @@ class CheckpointFolder:
         error: BaseException | None = None
         place: Place | None = None
         try:
-            save = Save(self._store, self._host, tensors, meta, host_meta)
+            save = Save(self._store, self._host, tensors, meta, host_meta, stacks)
             place = self._open(step) if self._host == 0 else None
             offer = save.offer(place)
         except Exception as caught:

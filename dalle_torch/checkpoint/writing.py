@@ -20,10 +20,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dalle_torch.checkpoint.index import check, shapes_of, table, to_metadata
+from dalle_torch.checkpoint.cutting import Cutter
+from dalle_torch.checkpoint.index import Stack, check, shapes_in, shapes_of, table, to_metadata
 from dalle_torch.checkpoint.reading import FORMAT, MARKER, META_FILE, METADATA_FILE, host_file, is_small, parsed
 from dalle_torch.checkpoint.store import Store
-from dalle_torch.parallel.saving import save_planner
 from dalle_torch.storage import CheckpointError
 
 PATIENCE = 1800.0
@@ -66,16 +66,23 @@ class Save:
     """
 
     def __init__(
-        self, store: Store, host: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], own: Mapping[str, Any]
+        self,
+        store: Store,
+        host: int,
+        tensors: Mapping[str, Tensor],
+        meta: Mapping[str, Any],
+        own: Mapping[str, Any],
+        stacks: Sequence[Stack] = (),
     ) -> None:
         strangers = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
         if strangers:
             raise ValueError(f"a checkpoint holds tensors, and these are none: {', '.join(strangers)}")
         self.store, self.host = store, host
         self._meta, self._own = _json(dict(meta), "meta"), _json(dict(own), "host_meta")
-        self._shapes = shapes_of(tensors)
-        self._planner: Any = save_planner(tensors)
-        self._items = [item for item in self._planner.create_local_plan().items if self._counts(item)]
+        self._shapes = shapes_of(tensors) | shapes_in(stacks)
+        cutter = Cutter(tensors, stacks)
+        self._planner: Any = cutter
+        self._items = [item for item in cutter.items if self._counts(item)]
         self._names: set[str] = set()
         self.place = Place(0, "", "", "")
         self.committed = False

@@ -52,8 +52,12 @@ def _xla_save_planner() -> SavePlanner:
 
         def lookup_object(self, index: Any) -> Any:
             # The parts of a tensor come to the host's memory together; those that others write are not to stay there.
-            if index.fqn not in self._local_shards:
+            # One that was given out already is fetched again.
+            shards = self._local_shards.get(index.fqn)
+            if shards is None or shards[index.index] is None:
                 self._local_shards.clear()
-            return super().lookup_object(index)
+            found = super().lookup_object(index)
+            # Of what is whole on every device; a view of it there would be a program.
+            return found.cpu() if isinstance(found, Tensor) else found
 
     return Planner()

@@ -234,7 +234,14 @@ class Trainer:
             "history": self.history.to_list(),
         }
         step = self.state.step
-        self.checkpoints.save(step, self.state.tensors(), meta, {"random": random_states()}, asynchronous=asynchronous)
+        self.checkpoints.save(
+            step,
+            self.state.tensors(),
+            meta,
+            {"random": random_states()},
+            stacks=self.state.stacks(),
+            asynchronous=asynchronous,
+        )
         self._saved_step = step
         self.tracker.event("saved", {"seconds": round(time.monotonic() - start, 3)}, step)
 

@@ -9,7 +9,7 @@ process adds the states of its random generators.
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from dalle_torch.log import get_logger
 from dalle_torch.optim.saving import describe, expected_shapes, misfits, open_state, state_tensors
 from dalle_torch.optim.schedules import PlateauState
 from dalle_torch.optim.shampoo.optimizer import DistributedShampoo
+from dalle_torch.optim.shampoo.saving import StateStack
 from dalle_torch.storage import CheckpointError
 
 logger = get_logger(__name__)
@@ -41,8 +42,16 @@ class TrainState:
     plateau: PlateauState = field(default_factory=PlateauState)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything to be saved; the tensors themselves, not copies."""
+        """What is to be saved and is not in `stacks`; the tensors themselves, not copies."""
+        if isinstance(self.optimizer, DistributedShampoo):
+            return self._weights()
         return self._weights() | {f"{_OPTIMIZER}{name}": value for name, value in state_tensors(self.optimizer).items()}
+
+    def stacks(self) -> list[Stack]:
+        """The optimizer's tensors which hold several parameters' each: as they are kept, without a program."""
+        if not isinstance(self.optimizer, DistributedShampoo):
+            return []
+        return _named(self.optimizer.state_stacks())
 
     @torch.no_grad()
     def is_finite(self) -> bool:
@@ -75,19 +84,10 @@ class TrainState:
             raise CheckpointError(f"{checkpoint.url} has format {meta.get('format')!r}, and {FORMAT} is read here")
         self._check(checkpoint)
         if isinstance(self.optimizer, DistributedShampoo):
-            checkpoint.load(self._weights(), self._opened(self.optimizer, checkpoint))
-        else:
-            checkpoint.load(self.tensors())
+            # Room for what was saved.
+            open_state(self.optimizer, _updates(checkpoint), checkpoint.meta["optimizer"])
+        checkpoint.load(self.tensors(), self.stacks())
         self.step, self.plateau = int(meta["step"]), PlateauState(**meta["plateau"])
-
-    def _opened(self, optimizer: DistributedShampoo, checkpoint: Checkpoint) -> list[Stack]:
-        """The optimizer's tensors, which hold several parameters' each, with room for what was saved."""
-        counts = _updates(checkpoint)
-        found = open_state(optimizer, counts, checkpoint.meta["optimizer"])
-        return [
-            Stack(stack.tensor, [f"{_OPTIMIZER}{key}/{stack.kind}" for key in stack.keys], stack.rows)
-            for stack in found
-        ]
 
     def _weights(self) -> dict[str, Tensor]:
         return {f"{_MODEL}{name}": value for name, value in self.model.state_dict().items()}
@@ -104,6 +104,12 @@ class TrainState:
         if problems:
             remedy = "train with the options it was made with, or into another folder"
             raise CheckpointError(f"{checkpoint.url} does not fit this run: {'; '.join(problems[:20])}; {remedy}")
+
+
+def _named(stacks: Sequence[StateStack]) -> list[Stack]:
+    return [
+        Stack(stack.tensor, [f"{_OPTIMIZER}{key}/{stack.kind}" for key in stack.keys], stack.rows) for stack in stacks
+    ]
 
 
 def _updates(checkpoint: Checkpoint) -> dict[str, Tensor]:

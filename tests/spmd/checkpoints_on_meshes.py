@@ -3,7 +3,8 @@
     python -m tests.spmd.checkpoints_on_meshes FOLDER
 
 FOLDER has `from-one`, a folder of checkpoints that a plain process has saved, and `from-one.safetensors` with the same.
-Leaves in it `from-mesh`, saved on one mesh and loaded on the others, `from-mesh.safetensors`, and `seen.json`.
+Leaves in it `from-mesh`, saved on one mesh and loaded on the others, `from-mesh.safetensors`, and `seen.json`; and of
+Distributed Shampoo, which keeps several parameters' state in one tensor, `shampoo` and `shampoo.safetensors`.
 """
 
 import json
@@ -16,9 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dalle_torch.checkpoint import CheckpointFolder
+from dalle_torch.checkpoint.index import Stack
 from dalle_torch.config import MeshConfig
+from dalle_torch.optim import DistributedShampoo
 from dalle_torch.parallel import spmd
 from dalle_torch.parallel.rules import Spec
+from tests.spmd.shampoo_on_meshes import MeshRun, start
 
 SAVED_ON = (4, 2)
 MESHES = [(8, 1), (2, 4), (4, 2), (1, 8)]
@@ -66,6 +70,60 @@ def same(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
     return [name for name, value in expected.items() if not torch.equal(tensors[name].cpu(), value)]
 
 
+def stacks_of(optimizer: DistributedShampoo) -> list[Stack]:
+    return [
+        Stack(stack.tensor, [f"{key}/{stack.kind}" for key in stack.keys], stack.rows)
+        for stack in optimizer.state_stacks()
+    ]
+
+
+def sliced(stacks: list[Stack]) -> dict[str, Tensor]:
+    """What lies in stacks, by name, on the CPU."""
+    found = {}
+    for stack in stacks:
+        rows, whole = stack.rows, stack.tensor.cpu()
+        for number, name in enumerate(stack.names):
+            found[name] = (whole[number * rows : (number + 1) * rows] if rows else whole[number]).clone()
+    return found
+
+
+def save_shampoo(folder: Path) -> dict[str, Any]:
+    """Save the state after a step, at once and from behind, and load it into other meshes."""
+    import torch_xla
+    from torch_xla.debug import metrics
+
+    run = MeshRun(*SAVED_ON, start())
+    run.step(0)
+    checkpoints = CheckpointFolder(str(folder / "shampoo"))
+    weights, stacks = dict(run.parameters), stacks_of(run.optimizer)
+    before = metrics.counter_value("UncachedCompile")
+    checkpoints.save(1, weights, {}, stacks=stacks)
+    checkpoints.save(2, weights, {}, stacks=stacks, asynchronous=True)
+    seen: dict[str, Any] = {"compiled": metrics.counter_value("UncachedCompile") - before, "differ": {}}
+    expected = sliced(stacks)
+    for value in [*weights.values(), *(stack.tensor for stack in stacks)]:
+        value.detach().zero_()
+    torch_xla.sync()
+    checkpoints.wait()
+    save_file(expected, folder / "shampoo.safetensors")
+    seen["split"] = sorted(
+        {name.rpartition("/")[2] for stack in stacks for name in stack.names if _is_split(stack.tensor)}
+    )
+    for mesh in MESHES:
+        other = MeshRun(*mesh, start())
+        into = stacks_of(other.optimizer)
+        checkpoint = checkpoints.newest()
+        assert checkpoint is not None
+        checkpoint.load(other.parameters, into)
+        torch_xla.sync()
+        seen["differ"]["{}x{}".format(*mesh)] = same(sliced(into), expected)
+    return seen
+
+
+def _is_split(tensor: Tensor) -> bool:
+    return tensor.device.type == "xla" and "devices" in str(spmd.layout_of(tensor))
+
+
 def main(folder: Path) -> None:
     import torch_xla
 
@@ -96,6 +154,7 @@ def main(folder: Path) -> None:
             ]
         # And back, from each mesh to a process without one.
         CheckpointFolder(str(folder / f"back-{name}")).save(1, into, {})
+    seen["shampoo"] = save_shampoo(folder)
     seen["names"] = sorted(checkpoints.newest().shapes)  # type: ignore[union-attr]
     (folder / "seen.json").write_text(json.dumps(seen), encoding="utf-8")
 

@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from dalle_torch.checkpoint import CheckpointFolder
-from tests.spmd.checkpoints_on_meshes import LAYOUT, MESHES, state_of
+from dalle_torch.optim import DistributedShampoo
+from tests.spmd.checkpoints_on_meshes import LAYOUT, MESHES, sliced, stacks_of, state_of
 from tests.spmd.on_devices import run_on_devices
+from tests.spmd.shampoo_on_meshes import SETTINGS, start
 from tests.unit.checkpoint.states import equal
 
 
@@ -50,6 +54,28 @@ def test_a_plain_process_gets_what_a_mesh_saved(folder: Path) -> None:
         back = CheckpointFolder(str(folder / f"back-{dp}x{mp}")).newest()
         assert back is not None
         assert equal(back.read(), state_of(2))
+
+
+@pytest.mark.xla
+def test_stacks_are_saved_as_they_lie(folder: Path) -> None:
+    shampoo = seen(folder)["shampoo"]
+    assert shampoo["compiled"] == 0
+    assert {"momentum", "statistics.0.0", "preconditioners.0.1"} <= set(shampoo["split"])
+    assert shampoo["differ"] == {f"{dp}x{mp}": [] for dp, mp in MESHES}
+
+
+@pytest.mark.xla
+def test_a_plain_process_gets_the_stacks_of_a_mesh(folder: Path) -> None:
+    expected = load_file(folder / "shampoo.safetensors")
+    assert any(value.is_floating_point() and value.any() for value in expected.values())
+    parameters = {name: nn.Parameter(torch.zeros_like(value)) for name, value in start().items()}
+    optimizer = DistributedShampoo(parameters.items(), **SETTINGS)
+    optimizer.prepare()
+    checkpoints = CheckpointFolder(str(folder / "shampoo"))
+    for step in checkpoints.steps():
+        checkpoints.open(step).load(parameters, stacks_of(optimizer))
+        assert equal(sliced(stacks_of(optimizer)), expected)
+    assert checkpoints.steps() == [1, 2]
 
 
 @pytest.mark.xla

@@ -243,6 +243,10 @@ class DistributedShampoo(torch.optim.Optimizer):
             for kind, tensor, _ in bucket.tensors()
         }
 
+    def state_stacks(self) -> list[saving.StateStack]:
+        """The same with which parameters' they are, for a checkpoint."""
+        return saving.stacks_by_name(self.param_groups, [bucket for of_group in self._buckets for bucket in of_group])
+
     def counts(self) -> dict[str, int]:
         """How often roots failed and gradients were not finite, over all parameters; waits for the device."""
         buckets = [bucket for of_group in self._buckets for bucket in of_group]
