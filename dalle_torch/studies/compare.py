@@ -62,9 +62,10 @@ class Study:
 
         Raises:
             KeyboardInterrupt: Ctrl-C; what is done is kept, and the same call goes on.
-            ValueError: a row or a seed is not in the file.
+            ValueError: a row or a seed is not in the file, or a row's rate is not chosen yet.
         """
         rows, seeds = self._chosen(rows, seeds)
+        self._check_rates(rows, seeds)
         if self.config.data is not None:
             make_data(self.config.data, self.output)
         self.chance()
@@ -171,6 +172,20 @@ class Study:
             return trials
         best = min(trials, key=lambda run: self._result(run).final_or_infinity)
         return trials + [run for run in runs if run.seed != first and run.lr == best.lr]
+
+    def _check_rates(self, rows: Sequence[str], seeds: Sequence[int]) -> None:
+        """Other seeds than the first take the rate that was best with that one."""
+        first = self.config.seeds[0]
+        unknown = [name for name in rows if self._row(name).learning_rates and not self._rate_chosen(name)]
+        if unknown and first not in seeds:
+            raise ValueError(
+                f"the learning rate of {', '.join(unknown)} is chosen by the runs with seed {first}, which are not all "
+                f"in {self.output}: train those first (--seed {first}), or leave --seed out"
+            )
+
+    def _rate_chosen(self, name: str) -> bool:
+        first = self.config.seeds[0]
+        return all(self._is_done(run) for run in self.plans[name] if run.seed == first)
 
     def _prepare(self, run: PlannedRun) -> Path:
         folder = self.runs / run.name

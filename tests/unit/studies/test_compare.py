@@ -106,7 +106,8 @@ def test_rows_and_seeds_can_be_trained_alone(source: Path, tmp_path: Path, pool:
     study = Study(config(source), tmp_path)
     study.train(jobs=1, rows=["Base"], seeds=[1])
     # Which rate goes on is not known before the first seed.
-    study.train(jobs=1, rows=["rates"], seeds=[1])
+    with pytest.raises(ValueError, match=r"rate of rates is chosen by the runs with seed 0, .*: train those first"):
+        study.train(jobs=1, rows=["rates"], seeds=[1])
     assert pool.ran == ["base-seed1"]
     study.train(jobs=1, rows=["rates"])
     assert pool.ran[1:] == ["rates-lr0.1-seed0", "rates-lr0.2-seed0", "rates-lr0.4-seed0", "rates-lr0.2-seed1"]
