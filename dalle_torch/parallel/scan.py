@@ -36,7 +36,6 @@ class LayerScan:
 
     def __init__(self, mesh: Any, spec_of: Callable[[Tensor], Spec], recompute: bool) -> None:
         self._mesh = mesh
-        self._copies = mesh.shape()["dp"]
         self._spec_of = spec_of
         self._recompute = recompute
         # torch_xla keeps what it traced for as long as it is given the very same function.
@@ -49,6 +48,11 @@ class LayerScan:
         """An update of so many passes begins; what an unfinished one left is dropped."""
         self._apart = passes > 1 and self._copies > 1
         self._weights, self._found = [], {}
+
+    @property
+    def _copies(self) -> int:
+        copies: int = self._mesh.shape()["dp"]
+        return copies
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -65,7 +69,8 @@ class LayerScan:
                 spmd.mark_sharding(total, self._mesh, (None, *self._spec_of(parameters[0])))
                 for parameter, gradient in zip(parameters, total, strict=True):
                     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        self.begin(1)
+        self._apart = False
+        self._weights, self._found = [], {}
 
     def __call__(self, layers: Sequence[nn.Module], x: Tensor, *context: Tensor | None) -> Tensor:
         """The last layer's states [B, S, d_model]; `context` is what each layer takes beside the last one's."""
