@@ -16,6 +16,9 @@ _HOME = Path(tempfile.mkdtemp(prefix="dalle_torch_tests_"))
 # Libraries read these when they are imported, so they are set before any test module is.
 os.environ["USE_TORCH_XLA"] = "1" if XLA_TESTS else "0"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if XLA_TESTS:
+    # As `parallel.runtime.let_devices_wait`, for tests that start torch_xla by themselves.
+    os.environ.setdefault("PJRT_NPROC", "64")
 os.environ["HF_HOME"] = str(_HOME / "huggingface")
 os.environ["XDG_CACHE_HOME"] = str(_HOME / "cache")
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # the discard port: nobody listens

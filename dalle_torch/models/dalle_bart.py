@@ -56,10 +56,13 @@ class _Stack(nn.Module):
 
     def embed(self, ids: Tensor, position: int | Tensor = 0) -> Tensor:
         """Embed tokens [B, S] that stand at `position` and after: [B, S, d_model]."""
-        x = self.embed_tokens(ids) * self.embed_scale
+        return self.at_position(self.embed_tokens(ids) * self.embed_scale, position)
+
+    def at_position(self, x: Tensor, position: int | Tensor) -> Tensor:
+        """Embedded tokens [B, S, d_model] with their positions, normed."""
         if self.embed_positions is not None:
             table = self.embed_positions.weight
-            rows = table[position : position + ids.shape[1]] if isinstance(position, int) else table[position]
+            rows = table[position : position + x.shape[1]] if isinstance(position, int) else table[position]
             x = x + rows
         return self.dropout(self.layernorm_embedding(x))
 

@@ -3,6 +3,8 @@
 Owns: names of devices, whether they are there, flushing lazily recorded work. Does not own: meshes and sharding.
 """
 
+import os
+
 import torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xla")
@@ -34,6 +36,18 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     return torch.device(name)
 
 
+def let_devices_wait() -> None:
+    """Have XLA take threads enough where a CPU stands for several devices; before anything else asks for a device.
+
+    A device that takes part in a collective waits in a thread for the others, in several at once where one does not
+    need the other's result. Of threads there are as many as devices; where all of them wait nobody arrives, and after
+    ten seconds XLA ends the process.
+    """
+    devices = os.environ.get("CPU_NUM_DEVICES", "1")
+    if os.environ.get("PJRT_DEVICE") == "CPU" and devices.isdecimal() and int(devices) > 1:
+        os.environ.setdefault("PJRT_NPROC", str(8 * int(devices)))
+
+
 def sync() -> None:
     """Run what torch_xla has recorded since the last call, without waiting for it."""
     import torch_xla
@@ -46,6 +60,7 @@ def _xla_device(index: int | None) -> torch.device:
         import torch_xla
     except ImportError as error:
         raise ValueError(f"device='xla' needs torch_xla (pip install 'dalle-torch[xla]'): {error}") from error
+    let_devices_wait()
     try:
         return torch_xla.device(index)
     except (RuntimeError, IndexError) as error:

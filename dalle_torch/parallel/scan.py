@@ -5,11 +5,6 @@ parameters stay one set each: they are stacked inside the step.
 
 `scan` traces one layer ahead of time, forward and backward, into two bodies of loops. What the loop carries from layer
 to layer are the states and what every layer is given beside them.
-
-An update of several passes. The gradient of a weight is a sum over all rows, and thus over the dp copies of the model;
-left alone XLA takes that sum in every pass. Between `begin` and `collect` each copy therefore has weights of its own, a
-further dimension that is split over dp, whose gradients need nobody else's rows: they add up over the passes where they
-are, and the copies' sum is taken once.
 """
 
 import sys
@@ -20,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dalle_torch.parallel.copies import CopyWeights
 from dalle_torch.parallel.rules import Spec
 
 Structure = tuple[Any, ...]
@@ -31,46 +27,17 @@ class LayerScan:
     Args:
         mesh: a `torch_xla.distributed.spmd.Mesh`.
         spec_of: how a parameter lies on it.
+        copies: the weights in an update of several passes.
         recompute: gradient checkpointing: of each layer the loop keeps its inputs alone.
     """
 
-    def __init__(self, mesh: Any, spec_of: Callable[[Tensor], Spec], recompute: bool) -> None:
+    def __init__(self, mesh: Any, spec_of: Callable[[Tensor], Spec], copies: CopyWeights, recompute: bool) -> None:
         self._mesh = mesh
         self._spec_of = spec_of
+        self._copies = copies
         self._recompute = recompute
         # torch_xla keeps what it traced for as long as it is given the very same function.
         self._bodies: dict[Any, Callable[..., Any]] = {}
-        self._apart = False
-        self._weights: list[tuple[list[nn.Parameter], Tensor]] = []
-        self._found: dict[tuple[int, str], Tensor] = {}
-
-    def begin(self, passes: int) -> None:
-        """An update of so many passes begins; what an unfinished one left is dropped."""
-        self._apart = passes > 1 and self._copies > 1
-        self._weights, self._found = [], {}
-
-    @property
-    def _copies(self) -> int:
-        copies: int = self._mesh.shape()["dp"]
-        return copies
-
-    @property
-    def gradients(self) -> list[Tensor]:
-        """Those that wait for `collect`."""
-        return [weights.grad for _, weights in self._weights if weights.grad is not None]
-
-    def collect(self) -> None:
-        """The passes are over: give parameters their gradients, summed over the copies."""
-        from torch_xla.distributed import spmd
-
-        for parameters, weights in self._weights:
-            if weights.grad is not None:
-                total = weights.grad.sum(dim=1)
-                spmd.mark_sharding(total, self._mesh, (None, *self._spec_of(parameters[0])))
-                for parameter, gradient in zip(parameters, total, strict=True):
-                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        self._apart = False
-        self._weights, self._found = [], {}
 
     def __call__(self, layers: Sequence[nn.Module], x: Tensor, *context: Tensor | None) -> Tensor:
         """The last layer's states [B, S, d_model]; `context` is what each layer takes beside the last one's."""
@@ -79,7 +46,7 @@ class LayerScan:
         return x
 
     def _loop(self, layers: Sequence[nn.Module], x: Tensor, context: Sequence[Tensor | None]) -> Tensor:
-        apart = self._apart and torch.is_grad_enabled()
+        apart = self._copies.apart
         x = narrowed(x)
         body = self._body(layers[0], context, apart)
         given = [value for value in context if value is not None]
@@ -101,19 +68,7 @@ class LayerScan:
         return spmd.mark_sharding_with_gradients(torch.stack(each), self._mesh, spec)
 
     def _each_copy_s(self, layers: Sequence[nn.Module], name: str) -> Tensor:
-        """[layers, dp, ...], the same tensor in all passes of an update."""
-        from torch_xla.distributed import spmd
-
-        each = [layer.get_parameter(name) for layer in layers]
-        spec = (None, "dp", *self._spec_of(each[0]))
-        key = (id(layers[0]), name)
-        if key not in self._found:
-            stacked = torch.stack([parameter.detach() for parameter in each]).unsqueeze(1)
-            weights = stacked.expand(-1, self._copies, *each[0].shape).clone()
-            spmd.mark_sharding(weights, self._mesh, spec)
-            self._found[key] = weights.requires_grad_(each[0].requires_grad)
-            self._weights.append((each, weights))
-        return spmd.mark_sharding_with_gradients(self._found[key], self._mesh, spec)
+        return self._copies.of([layer.get_parameter(name) for layer in layers])
 
     def _by_rows(self, value: Tensor) -> Tensor:
         from torch_xla.distributed import spmd
@@ -151,15 +106,19 @@ class LayerScan:
         def one(parameters: dict[str, Tensor], given: dict[int, Tensor]) -> Tensor:
             return torch.func.functional_call(layer, parameters, tuple(given.get(i) for i in range(len(arguments))))
 
-        parted = {index: value.unflatten(0, (self._copies, -1)) for index, value in given.items()}
+        parted = {index: self._copies.parted(value) for index, value in given.items()}
         states: Tensor = torch.func.vmap(one)(parameters, parted)
         return states.flatten(0, 1)
 
 
 def scan_layers(
-    stacks: Sequence[nn.Module], mesh: Any, spec_of: Callable[[Tensor], Spec], recompute: bool = False
-) -> list[LayerScan]:
-    """Have every stack run its layers as loops, which are returned.
+    stacks: Sequence[nn.Module],
+    mesh: Any,
+    spec_of: Callable[[Tensor], Spec],
+    copies: CopyWeights,
+    recompute: bool = False,
+) -> None:
+    """Have every stack run its layers as loops.
 
     Args:
         stacks: each has `layers` and the hook `run_layers`, as DalleBart's encoder and decoder.
@@ -174,14 +133,12 @@ def scan_layers(
             f"{len(dropping) - 1} other places: set the model's dropout, attention_dropout and activation_dropout to "
             f"0, or training.use_scan to false"
         )
-    scans = [LayerScan(mesh, spec_of, recompute) for _ in stacks]
-    for stack, scan in zip(stacks, scans, strict=True):
-        stack.run_layers = scan
+    for stack in stacks:
+        stack.run_layers = LayerScan(mesh, spec_of, copies, recompute)
         for run in runs(stack.layers):
             if len(run) > 1:
                 for layer in run:
                     layer.gradient_checkpointing = False
-    return scans
 
 
 def narrow_states(stacks: Sequence[nn.Module]) -> None:

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from dalle_torch.config import MeshConfig, RuntimeConfig
 from dalle_torch.parallel import spmd
 from dalle_torch.parallel.checkpointing import checkpoint_layers
+from dalle_torch.parallel.copies import CopyWeights, part_ends
 from dalle_torch.parallel.engine import Precision, gather_objects
 from dalle_torch.parallel.launched import launched_processes
 from dalle_torch.parallel.mesh import AXES, MeshPlan
 from dalle_torch.parallel.products import keep_heads_apart
 from dalle_torch.parallel.rules import Rule, Spec, lay_out, spec_of_state
-from dalle_torch.parallel.runtime import pick_device
-from dalle_torch.parallel.scan import LayerScan, narrow_states, scan_layers
+from dalle_torch.parallel.runtime import let_devices_wait, pick_device
+from dalle_torch.parallel.scan import narrow_states, scan_layers
 from dalle_torch.parallel.shampoo import ShampooSharding
 
 
@@ -52,7 +53,7 @@ class SpmdEngine:
         self.mesh, self.xla_mesh = spmd.start_mesh(mesh)
         self.specs: dict[str, Spec] = {}
         self._waiting: list[dict[str, Tensor]] = []
-        self._scans: list[LayerScan] = []
+        self._copies: CopyWeights | None = None
         self._uneven = mesh.uneven
         self._spec_of: Callable[[Tensor], Spec] = _nothing_placed
         self._groups = groups_of_devices(spmd.local_devices(), self.mesh.mp)
@@ -72,7 +73,9 @@ class SpmdEngine:
         stacks = [getattr(model, stack) for stack in ("encoder", "decoder")]
         narrow_states(stacks)
         if scan:
-            self._scans = scan_layers(stacks, self.xla_mesh, self._spec_of, recompute=checkpoint)
+            self._copies = CopyWeights(self.xla_mesh, self._spec_of)
+            scan_layers(stacks, self.xla_mesh, self._spec_of, self._copies, recompute=checkpoint)
+            part_ends(model, self._copies)
 
     def optimizer_options(self, optimizer: str) -> dict[str, Any]:
         if optimizer == "shampoo":
@@ -91,8 +94,8 @@ class SpmdEngine:
         self.end_step()
 
     def put(self, batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-        for scan in self._scans:
-            scan.begin(len(batches))
+        if self._copies is not None:
+            self._copies.begin(len(batches))
         whole = {name: self._spread([batch[name] for batch in batches]) for name in batches[0]}
         self._waiting = [
             {name: of_batches[index] for name, of_batches in whole.items()} for index in range(len(batches))
@@ -157,12 +160,12 @@ class SpmdEngine:
         self._waiting.pop(0)
         if not last:
             gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-            gradients += [gradient for scan in self._scans for gradient in scan.gradients]
+            gradients += [] if self._copies is None else self._copies.gradients
             xm.optimization_barrier_([*gradients, *(rows for batch in self._waiting for rows in batch.values())])
 
     def gradients_done(self, model: nn.Module) -> None:
-        for scan in self._scans:
-            scan.collect()
+        if self._copies is not None:
+            self._copies.collect()
         spmd.mark_gradients(model, self.xla_mesh, self.specs)
 
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
@@ -213,6 +216,7 @@ def _start(runtime: RuntimeConfig) -> torch.device:
         import torch_xla.runtime as xr
     except ImportError as error:
         raise ValueError(f"runtime.backend=xla needs torch_xla (pip install 'dalle-torch[xla]'): {error}") from error
+    let_devices_wait()
     # Before anything touches a device.
     xr.use_spmd()
     device = pick_device("xla")

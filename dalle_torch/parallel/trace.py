@@ -111,7 +111,7 @@ class TracingEngine(SpmdEngine):
         self._groups = groups_of_devices(of_hosts[0], self.mesh.mp)
         self._held: dict[str, _StandIn] = {}
         self._sent: list[_StandIn] = []
-        self._scans = []
+        self._copies = None
         self._scopes = _Scopes()
 
     def place(self, model: nn.Module, rules: Sequence[Rule]) -> nn.Module:

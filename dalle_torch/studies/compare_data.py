@@ -6,7 +6,8 @@ Owns: captioned shapes as shards, the chance level. Does not own: drawing (`shap
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -71,9 +72,21 @@ def _make(config: ComparisonDataConfig, made: Path) -> None:
         open_shapes=0,
     )  # fmt: skip
     options = EncodeOptions(batch_size=_ENCODE_BATCH, threads=1)
-    for name, shapes in (("train", config.shapes), ("evaluation", evaluation)):
-        encode(scene_parts(shapes), ShardFolder(str(made / name)), vqgan, text, options)
+    with _one_thread():
+        for name, shapes in (("train", config.shapes), ("evaluation", evaluation)):
+            encode(scene_parts(shapes), ShardFolder(str(made / name)), vqgan, text, options)
     (made / "done").touch()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The order of sums depends on the count of threads, and on it which of two codes is as near as the other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def chance_level(config: RunConfig) -> float:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dalle_torch.optim import DistributedShampoo
+from dalle_torch.optim.shampoo import preconditioner
 
 MESHES = [(8, 1), (4, 2), (2, 4)]
 SHAPES = {"query": (16, 16), "key": (16, 16), "odd": (10, 16), "embedding": (40, 16), "scale": (16,)}
@@ -77,20 +78,18 @@ class MeshRun:
 
         mesh = spmd.Mesh(np.arange(dp * mp), (dp, mp), ("dp", "mp"))
         self.root_specs: set[str] = set()
-        run = self
+        taken = preconditioner.inverse_roots
 
-        class Watched(ShampooSharding):
-            def constrain(self, tensor: Tensor, layout: Any) -> Tensor:
-                super().constrain(tensor, layout)
-                if isinstance(layout, str) and layout == "roots":
-                    run.root_specs.add(torch_xla._XLAC._get_xla_sharding_spec(tensor))
-                return tensor
+        def inverse_roots(matrices: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+            self.root_specs.add(torch_xla._XLAC._get_xla_sharding_spec(matrices))
+            return taken(matrices, *settings)
 
+        preconditioner.inverse_roots = inverse_roots
         self.parameters = {name: nn.Parameter(value.to("xla")) for name, value in values.items()}
         for parameter in self.parameters.values():
             spmd.mark_sharding(parameter, mesh, spec_of(parameter))
         self.optimizer = DistributedShampoo(
-            self.parameters.items(), **SETTINGS | settings, sharding=Watched(mesh, spec_of)
+            self.parameters.items(), **SETTINGS | settings, sharding=ShampooSharding(mesh, spec_of)
         )
         self.optimizer.prepare()
         torch_xla.sync()

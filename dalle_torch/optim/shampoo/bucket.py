@@ -85,7 +85,7 @@ class Bucket:
         # For whoever reads the state; what counts is `updates`, which costs no look at a tensor.
         self.clock = torch.zeros(len(parameters), dtype=torch.int64)
         self.matrices = [
-            RegionMatrices(region, self.stacks["root_failures"], options, sharding, first.device)
+            RegionMatrices(region, self.stacks["root_failures"], options, sharding, first)
             for region in (regions(self.merged, options.block_size) if self.merged else ())
         ]
 
@@ -191,7 +191,7 @@ class Bucket:
         result = torch.empty(stack.shape, device=stack.device)
         for matrices in self.matrices:
             matrices.precondition(stack, result, start, stop, factors)
-        return result.view(gradient.shape)
+        return self._constrain(result.view(gradient.shape))
 
     @property
     def has_gradients(self) -> bool:
@@ -213,7 +213,9 @@ class Bucket:
     def _run(self, start: int, stop: int) -> Run:
         parameters = self.parameters[start:stop]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        gradient = (gradients[0].unsqueeze(0) if len(gradients) == 1 else torch.stack(gradients)).float()
+        gradient = self._constrain(
+            (gradients[0].unsqueeze(0) if len(gradients) == 1 else torch.stack(gradients)).float()
+        )
         whole = len(parameters) == len(self.parameters)
         state = {name: stack if whole else stack[start:stop] for name, stack in self.stacks.items()}
         return Run(parameters, gradient, norms(gradient), state)

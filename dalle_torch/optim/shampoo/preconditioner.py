@@ -9,6 +9,7 @@ Source: Anil et al., arXiv 2002.09018, algorithm 1.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -20,8 +21,9 @@ from dalle_torch.optim.shampoo.matrix_roots import Method, RootProblem, inverse_
 from dalle_torch.optim.shampoo.options import ShampooOptions
 from dalle_torch.optim.shampoo.sharding import OneDevice, Sharding
 
-_ROOT_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 27}
-"""Elements of the matrices whose roots are taken in one go: on a CPU they stay in cache, on a GPU in its memory."""
+_ROOT_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 27, "xla": 1 << 25}
+"""Elements, on a device, of the matrices whose roots are taken in one go: on a CPU they stay in cache, elsewhere in
+memory. What is taken in one go is one chain of operations, and a program of many takes long to compile."""
 
 
 class RegionMatrices:
@@ -31,12 +33,14 @@ class RegionMatrices:
         region: the blocks, the same in each of the L.
         statistics, preconditioners: for each dimension of a block, [N, si, si].
         failures: roots that failed, for each parameter, int32 [L]; shared with the other regions.
+        like: one of the parameters.
     """
 
     def __init__(
-        self, region: Region, failures: Tensor, options: ShampooOptions, sharding: Sharding, device: torch.device
+        self, region: Region, failures: Tensor, options: ShampooOptions, sharding: Sharding, like: Tensor
     ) -> None:
         self.region = region
+        self.like = like
         self.failures = failures
         self.used = len(failures) * region.blocks
         self.sharding = sharding
@@ -44,7 +48,7 @@ class RegionMatrices:
         self.statistics: list[Tensor] = []
         self.preconditioners: list[Tensor] = []
         for size in region.sizes:
-            eye = torch.eye(size, device=device).expand(count, size, size)
+            eye = torch.eye(size, device=like.device).expand(count, size, size)
             self.statistics.append(sharding.constrain(eye * options.matrix_epsilon, "blocks"))
             self.preconditioners.append(sharding.constrain(eye.clone(), "blocks"))
 
@@ -53,14 +57,6 @@ class RegionMatrices:
         if start == 0 and stop == len(self.failures):
             return None
         return slice(start * self.region.blocks, stop * self.region.blocks)
-
-    def cut(self, stack: Tensor, rows: slice | None) -> Tensor:
-        """Blocks of [L, *shape], filled up with zeros where `rows` are all rows."""
-        blocks = self.region.cut(stack)
-        filling = len(_at(self.statistics[0], rows)) - len(blocks)
-        if filling:
-            blocks = torch.cat([blocks, blocks.new_zeros(filling, *blocks.shape[1:])])
-        return self.sharding.constrain(blocks, "blocks")
 
     def accumulate(self, blocks: Tensor, rows: slice | None, factors: Factors) -> None:
         """S_i = beta2 S_i + w G_i G_i^T with G_i the block unfolded along dimension i."""
@@ -79,7 +75,7 @@ class RegionMatrices:
                 product = torch.bmm(p.mT, _unfold(blocks.view(len(blocks), *sizes), dim))
                 blocks = product.view(len(blocks), sizes[dim], *sizes[:dim], *sizes[dim + 1 :]).movedim(1, dim + 1)
                 blocks = blocks.contiguous()
-        return blocks.view(len(blocks), *sizes)[: self.used]
+        return blocks.view(len(blocks), *sizes)
 
     def stack(self, dim: int) -> "_Stack":
         """The matrices of a dimension, whose roots are to be taken."""
@@ -96,10 +92,10 @@ class RegionMatrices:
             self._precondition_matrices(gradient, result, start, factors)
             return
         rows = self.rows(start, stop)
-        blocks = self.cut(gradient, rows)
+        blocks = self.sharding.cut(self.region, gradient, len(_at(self.statistics[0], rows)), self.like)
         if factors is not None:
             self.accumulate(blocks, rows, factors)
-        self.region.paste(self.apply(blocks, rows), result)
+        self.sharding.paste(self.region, self.apply(blocks, rows), result, self.like)
 
     def _matrix_by_matrix(self, gradient: Tensor) -> bool:
         sizes = self.region.sizes
@@ -170,8 +166,7 @@ def update_roots(
     owned = [(owner, dim, owner.stack(dim)) for owner in matrices for dim in range(len(owner.region.sizes))]
     for size in sorted({size for owner in matrices for size in owner.region.sizes}):
         stacks = [stack for owner, dim, stack in owned if owner.region.sizes[dim] == size]
-        # Where each stack is spread over the devices, joining them would send them around.
-        for batch in [[stack] for stack in stacks] if device.type == "xla" else _batches(stacks):
+        for batch in _whole_batches(stacks) if device.type == "xla" else _batches(stacks):
             _update_batch(batch, problem, method)
     for owner, _, stack in owned:
         owner.failures.add_(stack.failed[: owner.used].view(-1, owner.region.blocks).sum(1))
@@ -196,15 +191,39 @@ def _batches(stacks: Sequence[_Stack]) -> Iterator[list[_Stack]]:
         yield batch
 
 
+def _whole_batches(stacks: Sequence[_Stack]) -> Iterator[list[_Stack]]:
+    """The stacks, whole and equally long, in batches of bounded size."""
+    size, shards = stacks[0].statistics.shape[-1], stacks[0].sharding.shards
+    for length, alike in groupby(sorted(stacks, key=_length), key=_length):
+        most = max(1, _ROOT_ELEMENTS["xla"] // (size**2 * (length // shards)))
+        each = list(alike)
+        yield from (each[start : start + most] for start in range(0, len(each), most))
+
+
+def _length(stack: _Stack) -> int:
+    return len(stack.statistics)
+
+
 def _update_batch(batch: Sequence[_Stack], problem: RootProblem, method: Method) -> None:
     sharding = batch[0].sharding
+    spread = batch[0].statistics.device.type == "xla"
+    # Where stacks are spread over devices, what is of one device has to be side by side, or it would be sent around.
     # A copy of one stack that nothing was done to in this step would keep its layout on torch_xla; a product has none.
-    together = torch.cat([stack.statistics for stack in batch]) if len(batch) > 1 else batch[0].statistics * 1.0
-    roots, failed = inverse_roots(sharding.constrain(together, "roots"), problem, method)
+    statistics = [stack.statistics for stack in batch]
+    together = (torch.stack(statistics, dim=1) * 1.0).flatten(0, 1) if spread else _joined(statistics)
+    roots, failed = inverse_roots(sharding.constrain(together, "blocks"), problem, method)
     lengths = [len(stack.statistics) for stack in batch]
+    parts = [
+        result.unflatten(0, (-1, len(batch))).unbind(1) if spread else result.split(lengths)
+        for result in (roots, failed)
+    ]
     all_fine = not problem.static and not bool(failed.any())
-    for stack, new, bad in zip(batch, roots.split(lengths), failed.split(lengths), strict=True):
+    for stack, new, bad in zip(batch, *parts, strict=True):
         kept = new if all_fine else torch.where(bad.view(-1, 1, 1), stack.preconditioners, new)
         stack.preconditioners.copy_(kept)
         sharding.constrain(stack.preconditioners, "blocks")
         stack.failed.copy_(bad)
+
+
+def _joined(stacks: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(stacks)) if len(stacks) > 1 else stacks[0]

@@ -8,7 +8,9 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-Layout = Literal["blocks", "roots", "whole"]
+from dalle_torch.optim.shampoo.blocking import Region
+
+Layout = Literal["blocks", "whole"]
 
 
 class Sharding(Protocol):
@@ -25,14 +27,25 @@ class Sharding(Protocol):
 
         Args:
             tensor: [N, ...].
-            layout: "blocks" is how statistics and preconditioners are kept, split along N; "roots" is how their roots
-                are taken, split along N over every core; "whole" is the same everywhere; a parameter: `tensor` is
-                [L, *shape], each as that one is.
+            layout: "blocks" is how statistics and preconditioners are kept, split along N over every core; "whole" is
+                the same everywhere; a parameter: `tensor` is [L, *shape], each as that one is.
         """
         ...
 
     def layout_of(self, parameter: Tensor) -> Hashable:
         """Only parameters for which this is equal are handled together."""
+        ...
+
+    def cut(self, region: Region, stack: Tensor, count: int, like: Tensor) -> Tensor:
+        """`region.cut` of [L, *shape], filled up with zeros to `count` blocks and laid out as "blocks".
+
+        Args:
+            like: a parameter; the L lie as it does.
+        """
+        ...
+
+    def paste(self, region: Region, blocks: Tensor, stack: Tensor, like: Tensor) -> None:
+        """Write the blocks [count, *sizes] to where `cut` takes them from."""
         ...
 
 
@@ -46,3 +59,9 @@ class OneDevice:
 
     def layout_of(self, parameter: Tensor) -> Hashable:
         return None
+
+    def cut(self, region: Region, stack: Tensor, count: int, like: Tensor) -> Tensor:
+        return region.cut(stack)
+
+    def paste(self, region: Region, blocks: Tensor, stack: Tensor, like: Tensor) -> None:
+        region.paste(blocks, stack)

@@ -37,6 +37,7 @@ class StepPlan:
         memory: bytes as the compiler has them: argument, temp, peak and more; empty if the step does not fit.
         needed, available, largest: of a step that does not fit, in the compiler's words.
         advice: settings that would help it.
+        unread: why the program cannot be read, so that only its memory is known; empty: it was.
         unknown_loops: whose turns the compiler does not tell; they count once.
         compile_seconds, compile_bytes: what compiling took.
     """
@@ -54,6 +55,7 @@ class StepPlan:
     available: str = ""
     largest: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
+    unread: str = ""
 
     @property
     def fits(self) -> bool:
@@ -178,6 +180,8 @@ def _read(
         return StepPlan(
             kind, inputs, {}, *taken, needed=needed, available=available, largest=tuple(largest), advice=help_
         )
+    if compiled.unread is not None:
+        return StepPlan(kind, inputs, compiled.memory, *taken, unread=compiled.unread)
     program = parse(compiled.text)
     mp = config.mesh.mp
     place_of = {device: divmod(place, mp) for place, device in enumerate(order)}

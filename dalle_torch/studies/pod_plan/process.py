@@ -27,8 +27,9 @@ class Compiled:
         seconds, host_bytes: that it took.
         memory: bytes by kind: argument, output, alias, temp, generated_code, peak. Empty if it did not fit.
         cost: XLA's own count of flops and bytes, each loop's body once.
-        text: the program of a core; empty if it did not fit.
+        text: the program of a core; empty if it did not fit or cannot be read.
         out_of_memory: what the compiler says if the step does not fit.
+        unread: why the program cannot be read, if so.
     """
 
     seconds: float
@@ -37,6 +38,7 @@ class Compiled:
     cost: dict[str, float]
     text: str
     out_of_memory: str | None
+    unread: str | None = None
 
 
 def hosts_of(topology: Topology, python: str | None = None) -> list[list[int]]:
@@ -84,6 +86,7 @@ def compile_step(step: TracedStep, topology: Topology, folder: Path, python: str
         cost=answer.get("cost", {}),
         text=program.read_text(encoding="utf-8") if program.is_file() else "",
         out_of_memory=answer.get("out_of_memory"),
+        unread=answer.get("unread"),
     )
 
 

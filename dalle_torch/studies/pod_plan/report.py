@@ -43,18 +43,20 @@ def compare_text(plans: Sequence[tuple[str, PodPlan | str]]) -> str:
             rows.append((name, f"cannot be: {plan}"))
             continue
         mean, worst = plan.estimate, max(plan.steps, key=lambda step: step.memory.get("peak", 0))
-        if mean is None:
+        if not plan.fits:
             needed = next(step.needed for step in plan.steps if not step.fits)
             rows.append((name, f"no: needs {needed}"))
+            continue
+        memory = (_gib(plan.peak), _gib(worst.memory["argument"]), _gib(worst.memory["temp"]))
+        if mean is None:
+            rows.append((name, "yes", *memory, *"----"))
             continue
         sent = max(sum(one.moved for one in step.collectives) for step in plan.steps)
         rows.append(
             (
                 name,
                 "yes",
-                _gib(plan.peak),
-                _gib(worst.memory["argument"]),
-                _gib(worst.memory["temp"]),
+                *memory,
                 f"{sent / 1e9:.2f}",
                 f"{mean.least:.2f} to {mean.most:.2f}",
                 mean.limit,
@@ -85,7 +87,7 @@ def _tables(plan: PodPlan) -> list[tuple[str, Row, list[Row]]]:
     if any(step.fits for step in plan.steps):
         found.append(("work and time", ("", *(step.kind for step in plan.steps)), _work(plan)))
     for step in plan.steps:
-        if step.fits:
+        if step.work is not None:
             head = ("kind", "axis", "devices", "times", "MB each", "MB sent", "what", "where")
             hidden = len(step.collectives) - SHOWN
             more = f", the first {SHOWN} of {len(step.collectives)}" if hidden > 0 else ""
@@ -157,6 +159,11 @@ def _remarks(plan: PodPlan) -> list[str]:
             found.append(f"The step {step.kind} does not fit: it needs {step.needed} of {step.available}.")
             found += [f"  largest: {tensor}" for tensor in step.largest]
             found += [f"  would help: {setting}" for setting in step.advice]
+        if step.unread:
+            found.append(
+                f"The program of the step {step.kind} cannot be read here ({step.unread}): its memory is the "
+                f"compiler's, its work and collectives are not known."
+            )
         if step.unknown_loops:
             found.append(
                 f"Of {step.unknown_loops} loops of the step {step.kind} the turns are not known: they count once."

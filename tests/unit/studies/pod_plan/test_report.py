@@ -1,6 +1,7 @@
 """Plans in words: what fits, what does not, what would help."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,16 @@ def test_a_step_that_does_not_fit_is_a_result() -> None:
     assert "would help: training.use_scan=true" in text
     assert plan(too_large(PLAIN)).estimate is None
     json.dumps(plan(too_large(PLAIN)).to_dict())
+
+
+def test_of_a_program_that_cannot_be_read_the_memory_is_told() -> None:
+    unread = replace(step(PLAIN), work=None, collectives=(), estimate=None, unread="no words for async-update")
+    text = as_text(plan(unread))
+    assert "3.000" in text and "cannot be read here (no words for async-update)" in text
+    assert "collectives of a step" not in text
+    assert plan(unread).fits and plan(unread).estimate is None
+    beside = compare_text([("mesh=2x4", plan(step(PLAIN))), ("mesh=1x8", plan(unread))]).splitlines()[2]
+    assert beside.split()[:5] == ["mesh=1x8", "yes", "3.000", "1.000", "2.000"]
 
 
 def test_variants_stand_beside_each_other() -> None:
