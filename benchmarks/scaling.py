@@ -11,7 +11,8 @@ copies (dp), while a core keeps the same eighth of the model:
 
 - a pass goes by its rows, as if reading weights cost nothing beside them, which favours passes of few rows;
 - what an update takes beside them stays, but for Shampoo's roots, which all cores share;
-- weights, momenta and diagonal statistics of a core stay; Shampoo's statistics and preconditioners go by 1 / dp.
+- weights, momenta and diagonal statistics of a core stay; Shampoo's statistics and preconditioners are spread over all
+  cores.
 """
 
 import argparse
@@ -24,7 +25,7 @@ GIB = 2**30
 SLICES = {32: (44, 24), 64: (44, 12), 128: (44, 6), 256: (44, 3), 512: (33, 2), 1024: (33, 1), 2048: (16, 1)}
 """Cores: rows of a group in a pass, passes. The last makes 4096 samples an update, all others 4224."""
 SPREAD = ("statistics", "preconditioners")
-"""Inputs that lie over dp as well."""
+"""Inputs that lie over all cores."""
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def _share(
 def _optimizer_shares(
     model: DalleBart, config: RunConfig, specs: Mapping[str, Spec], mesh: MeshPlan
 ) -> dict[str, Share]:
-    """Each kind of state: what has a parameter's dimensions as the parameter, Shampoo's matrices over dp."""
+    """Each kind of state: what has a parameter's dimensions as the parameter, Shampoo's matrices over all devices."""
     optimizer = build_optimizer(model, config.optimizer)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     found: dict[str, Share] = {}
@@ -133,7 +133,7 @@ def _optimizer_shares(
         size = math.prod(shape)
         matrices = isinstance(optimizer, DistributedShampoo) and kind.startswith(("statistics.", "preconditioners."))
         if matrices:
-            device: float = size / mesh.dp if config.runtime.backend == "xla" else size
+            device: float = size / mesh.devices if config.runtime.backend == "xla" else size
         else:
             device = _parts(shape, spec_of_state(shape, shapes[name], specs[name]), mesh)
         width = 1 if _quantized(optimizer, kind, shape) else 4

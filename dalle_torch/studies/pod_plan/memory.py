@@ -65,10 +65,12 @@ def advice(config: RunConfig, inputs: Iterable[TracedInput]) -> list[str]:
         found.append("training.gradient_checkpointing=true keeps of each layer its inputs alone")
     if not training.use_scan:
         found.append("training.use_scan=true has one layer's temporaries at a time")
-    if training.batch_size % 2 == 0:
+    rows = training.batch_size // (config.mesh.dp or 1)
+    if parts := next((parts for parts in range(2, rows + 1) if rows % parts == 0), None):
         found.append(
-            f"training.batch_size={training.batch_size // 2} with training.accumulation_steps="
-            f"{2 * training.accumulation_steps} halves the activations of a pass, the update being the same"
+            f"training.batch_size={training.batch_size // parts} with training.accumulation_steps="
+            f"{parts * training.accumulation_steps} has 1/{parts} of the activations in a pass, the update being the "
+            f"same"
         )
     found.append(f"mesh.mp={2 * config.mesh.mp} halves weights and state of a device, where a host has as many devices")
     shampoo = config.optimizer.shampoo

@@ -132,6 +132,9 @@ def test_advice_is_of_settings_that_are_not_on_yet() -> None:
     assert "training.batch_size=4 with training.accumulation_steps=2" in found
     assert "mesh.mp=8" in found and "8 bits" in found
     assert "use_scan" not in found and "gradient_checkpointing" not in found and "precision" not in found
+    # Rows of a copy of the model are whole numbers: 3 of each of the two.
+    odd = replace(config, training=replace(training, batch_size=6))
+    assert "training.batch_size=2 with training.accumulation_steps=3 has 1/3" in advice(odd, [momentum])[0]
 
 
 def test_bytes_of_an_input_are_those_of_a_device() -> None:
