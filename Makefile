@@ -13,7 +13,7 @@ help:
 	@echo "make test     run the whole suite"
 	@echo "make lint     ruff and mypy"
 	@echo "make bench    speed and memory beside other implementations"
-	@echo "make plan     compile the training step of DALL·E Mega for the pod it was trained on: an hour, 10 GB of memory"
+	@echo "make plan     compile the training step of DALL·E Mega for the pod it was trained on: ten minutes, 16 GB of memory"
 	@echo "make install  the dalle-torch command, into $(VENV)"
 	@echo "make clean    remove caches and build products"
 	@echo "VENV=PATH     uses another environment than .venv"

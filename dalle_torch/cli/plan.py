@@ -121,7 +121,7 @@ def _topology_name(given: str | None, config: "RunConfig") -> str:
 _EPILOG = """\
 The step is the one that train runs, recorded with stand-ins for weights and data, and compiled as on the pod; nothing
 is computed, and no TPU is needed. A DALL·E Mega takes minutes of one core for each of its two kinds of steps and up to
-10 GB of memory. Estimates of time go by the chip's published rates, which no program reaches.
+16 GB of memory. Estimates of time go by the chip's published rates, which no program reaches.
 
   dalle-torch plan --config configs/train/mega-v3-256.yaml
   dalle-torch plan --config configs/train/mega-v3-256.yaml --sweep mesh=32x8,64x4 accumulation=1,3,6

@@ -82,8 +82,7 @@ class CopyWeights:
                 total = weights.grad.sum(dim=1)
                 spmd.mark_sharding(total, self._mesh, (None, *self._spec_of(parameters[0])))
                 for parameter, gradient in zip(parameters, total, strict=True):
-                    # A view would be written back into all of `total` when it is clipped in place.
-                    parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         self._apart = False
         self._weights = {}
 

@@ -170,11 +170,12 @@ class SpmdEngine:
 
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
         """As `torch.nn.utils.clip_grad_norm_`, for which the limit is a constant of the program."""
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value) for value in gradients]))
+        found = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value) for _, value in found]))
         factor = (self.scalar(max_norm) / (norm + 1e-6)).clamp(max=1.0)
-        for value in gradients:
-            value.mul_(factor)
+        for parameter, value in found:
+            # Gradients of looped layers are views of one tensor, all of which would be written anew for each.
+            parameter.grad = spmd.mark(value * factor, self.xla_mesh, self._spec_of(parameter))
         return norm
 
     def mean(self, value: Tensor) -> Tensor:

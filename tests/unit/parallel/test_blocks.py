@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from dalle_torch.optim.shampoo.blocking import Region, regions
 from dalle_torch.parallel.blocks import Exchange, plan_exchange
+from tests.spmd.shampoo_on_meshes import SETTINGS, SHAPES
 
 POWERS = st.sampled_from([1, 2, 4, 8])
 COUNTS = st.tuples(POWERS, POWERS)
@@ -75,6 +76,11 @@ def test_each_device_ends_with_blocks_of_its_own(
 def test_mega_s_matrices_are_exchanged(name: str, dp: int, mp: int) -> None:
     shape, split = MEGA[name]
     assert plan(shape, split, 1024, 256 * 1024**2 // (shape[0] * shape[1]), dp, mp) is not None
+
+
+@pytest.mark.parametrize(("dp", "mp"), [(4, 2), (2, 4)])
+def test_matrices_of_the_tests_on_devices_are_exchanged(dp: int, mp: int) -> None:
+    assert plan(SHAPES["query"], 0, SETTINGS["block_size"], 2, dp, mp) is not None
 
 
 def test_mega_s_devices_exchange_with_few() -> None:

@@ -1,11 +1,12 @@
 """Devices by name, and a clear word where there is none."""
 
+import os
 import sys
 
 import pytest
 import torch
 
-from dalle_torch.parallel.runtime import pick_device
+from dalle_torch.parallel.runtime import let_devices_wait, pick_device
 
 
 @pytest.fixture
@@ -41,3 +42,15 @@ def test_xla_without_torch_xla_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_xla", None)
     with pytest.raises(ValueError, match="torch_xla"):
         pick_device("xla")
+
+
+@pytest.mark.parametrize(
+    ("device", "devices", "given", "threads"),
+    [("CPU", "8", None, "64"), ("CPU", "8", "16", "16"), ("CPU", "1", None, None), ("TPU", "8", None, None)],
+)
+def test_devices_of_one_cpu_have_threads_to_wait_in(monkeypatch, device, devices, given, threads):
+    wanted = {"PJRT_DEVICE": device, "CPU_NUM_DEVICES": devices, "PJRT_NPROC": given}
+    environment = {name: value for name, value in wanted.items() if value is not None}
+    monkeypatch.setattr(os, "environ", environment)
+    let_devices_wait()
+    assert environment.get("PJRT_NPROC") == threads
