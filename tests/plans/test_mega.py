@@ -2,7 +2,7 @@
 
 What a step takes of memory and what its devices tell each other change with the layout, the model and the optimizer. A
 change that is meant is committed: copy the plan.json that the failure names over `mega-2-layers.plan.json`. The step is
-the one without Shampoo's roots, nine of ten: the other one takes 11 GB of memory to compile, and as long again.
+the one without Shampoo's roots, nine of ten: the other one takes 11 GB of memory and 200 seconds to compile.
 """
 
 import os

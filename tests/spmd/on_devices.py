@@ -17,7 +17,7 @@ def run_on_devices(script: str, folder: Path, *, flags: str = UNOPTIMIZED) -> Pa
     done = subprocess.run(
         [sys.executable, "-m", f"tests.spmd.{script}", str(folder)],
         cwd=ROOT,
-        env=os.environ | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8", "PJRT_NPROC": "64", "XLA_FLAGS": flags},
+        env=os.environ | {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8", "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
     )

@@ -96,10 +96,12 @@ def _compile(request: dict[str, Any], devices: Any, folder: Path) -> dict[str, A
         seconds = time.monotonic() - start
     unread = None
     try:
-        (folder / "program.txt").write_text(built.hlo_modules()[0].to_string(), encoding="utf-8")
+        text = built.hlo_modules()[0].to_string()
     except Exception as error:
         # Of newer chips' programs this jaxlib has no words for all; what was reserved is known all the same.
         unread = " ".join(str(error).split())
+    else:
+        (folder / "program.txt").write_text(text, encoding="utf-8")
     memory = built.get_compiled_memory_stats()
     names = ("argument", "output", "alias", "temp", "generated_code")
     sizes = {name: int(getattr(memory, f"{name}_size_in_bytes")) for name in names}
