@@ -6,10 +6,12 @@ package, so that another environment's interpreter can run it.
 
     python compiler.py topology v3:8x16                     the devices of a topology
     python compiler.py compile REQUEST FOLDER               REQUEST: JSON that `process.compile_step` writes
+    python compiler.py text PROGRAM FOLDER                  PROGRAM: a serialized HloModuleProto
 
 It goes by functions of JAX that are not public; setup.cfg pins the versions they are of.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -26,6 +28,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 MISSING, UNKNOWN_TOPOLOGY = 3, 4
 """Exit statuses that are answers."""
+
+PROGRAM, EXECUTABLE = "program.txt", "executable.bin"
+"""Files of an answer: XLA's text, or where jaxlib cannot give it what libtpu made."""
 
 _LEFTOVERS = (
     "mhlo.cross_program_prefetches",
@@ -50,7 +55,14 @@ def main(argv: list[str]) -> int:
         answer: Any = _topology(topologies, argv[1])
         print(json.dumps([[device.id, device.process_index, device.device_kind] for device in answer]))
         return 0
-    request, folder = json.loads(Path(argv[1]).read_text(encoding="utf-8")), Path(argv[2])
+    folder = Path(argv[2])
+    if argv[0] == "text":
+        from jax._src.lib import xla_client
+
+        program = xla_client.hlo.HloModule.from_serialized_hlo_module_proto(Path(argv[1]).read_bytes())
+        (folder / PROGRAM).write_text(program.to_string(), encoding="utf-8")
+        return 0
+    request = json.loads(Path(argv[1]).read_text(encoding="utf-8"))
     answer = _compile(request, _topology(topologies, request["topology"]), folder)
     answer["host_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     (folder / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
@@ -98,10 +110,12 @@ def _compile(request: dict[str, Any], devices: Any, folder: Path) -> dict[str, A
     try:
         text = built.hlo_modules()[0].to_string()
     except Exception as error:
-        # Of newer chips' programs this jaxlib has no words for all; what was reserved is known all the same.
+        # Of newer chips' programs this jaxlib has no words for all: `executable` takes out what it can read.
         unread = " ".join(str(error).split())
+        with contextlib.suppress(Exception):
+            (folder / EXECUTABLE).write_bytes(built.serialize())
     else:
-        (folder / "program.txt").write_text(text, encoding="utf-8")
+        (folder / PROGRAM).write_text(text, encoding="utf-8")
     memory = built.get_compiled_memory_stats()
     names = ("argument", "output", "alias", "temp", "generated_code")
     sizes = {name: int(getattr(memory, f"{name}_size_in_bytes")) for name in names}

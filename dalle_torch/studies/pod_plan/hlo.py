@@ -15,11 +15,15 @@ _BYTES = {
 }  # fmt: skip
 """Of an element; what is not here (tokens, semaphores) takes no memory that counts."""
 
-_SHAPE = re.compile(r"\b([a-z]+[0-9]*(?:e\d+m\d+(?:fn)?)?)\[([0-9,]*)\]")
+RUNS = ("call", "conditional", "async-start", "call-start", "custom-call-start")
+"""What runs other computations as they are; of asynchronous ones the start."""
+
+_SHAPE = re.compile(r"\b([a-z]+[0-9]*(?:e\d+m\d+(?:fn)?)?)\[([0-9,]*)\](\{[^{}]*\})?")
+_SPACE = re.compile(r"S\((\d+)\)")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
 _CALLED = re.compile(r"\b(body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+_LISTED = re.compile(r"\b(branch|called)_computations=\{([^}]*)\}")
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _OP_NAME = re.compile(r'\bop_name="([^"]*)"')
 _NAMES = re.compile(r"%([\w.\-]+)")
@@ -27,10 +31,15 @@ _NAMES = re.compile(r"%([\w.\-]+)")
 
 @dataclass(frozen=True)
 class Array:
-    """Type and shape of one array."""
+    """Type and shape of one array.
+
+    Attributes:
+        space: the memory it lies in: 0 is the device's, others are those of its cores (of vectors, of scalars, flags).
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    space: int = field(default=0, compare=False)
 
     @property
     def elements(self) -> int:
@@ -39,6 +48,11 @@ class Array:
     @property
     def bytes(self) -> int:
         return math.ceil(self.elements * _BYTES.get(self.dtype, 0))
+
+    @property
+    def traffic(self) -> int:
+        """Bytes that move to or from the device's memory when it is read or written."""
+        return 0 if self.space else self.bytes
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
@@ -65,6 +79,10 @@ class Instruction:
     def bytes(self) -> int:
         return sum(array.bytes for array in self.results)
 
+    @property
+    def traffic(self) -> int:
+        return sum(array.traffic for array in self.results)
+
     @cached_property
     def op_name(self) -> str:
         """Where it comes from, as whoever made the program named it."""
@@ -74,8 +92,8 @@ class Instruction:
     @cached_property
     def called(self) -> tuple[tuple[str, str], ...]:
         """(role, computation) of each that it runs."""
-        branches = _BRANCHES.search(self.attributes)
-        each = [("branch", name.strip().lstrip("%")) for name in branches[1].split(",")] if branches else []
+        listed = _LISTED.search(self.attributes)
+        each = [(listed[1], name.strip().lstrip("%")) for name in listed[2].split(",") if name] if listed else []
         return (*_CALLED.findall(self.attributes), *each)
 
 
@@ -162,11 +180,15 @@ def _instruction(line: str) -> Instruction | None:
 
 def _arrays(text: str) -> tuple[Array, ...]:
     # Layouts, in braces, have brackets of their own.
-    plain = re.sub(r"\{[^{}]*\}", "", text)
     return tuple(
-        Array(dtype, tuple(int(size) for size in sizes.split(",")) if sizes else ())
-        for dtype, sizes in _SHAPE.findall(plain)
+        Array(dtype, tuple(int(size) for size in sizes.split(",")) if sizes else (), _space(layout))
+        for dtype, sizes, layout in _SHAPE.findall(text)
     )
+
+
+def _space(layout: str) -> int:
+    found = _SPACE.search(layout)
+    return int(found[1]) if found else 0
 
 
 def _closing(text: str, start: int) -> int:
@@ -186,7 +208,7 @@ def _count(program: Program, name: str, times: int) -> None:
             program.unknown_loops += turns is None
             for role, called in instruction.called:
                 _count(program, called, times * (turns or 1) if role == "body" else times)
-        elif instruction.opcode in ("call", "conditional", "async-start"):
+        elif instruction.opcode in RUNS:
             for _, called in instruction.called:
                 _count(program, called, times)
 

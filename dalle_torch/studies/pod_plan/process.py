@@ -78,7 +78,10 @@ def compile_step(step: TracedStep, topology: Topology, folder: Path, python: str
     (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
     _run([*_command(python), "compile", str(folder / "request.json"), str(folder)], topology)
     answer: dict[str, Any] = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
-    program = folder / "program.txt"
+    program, executable = folder / "program.txt", folder / "executable.bin"
+    if executable.is_file():
+        reason = _take_out(executable, topology, python)
+        answer["unread"] = f"{answer['unread']}; {reason}" if reason else None
     return Compiled(
         seconds=answer["seconds"],
         host_bytes=answer["host_bytes"],
@@ -88,6 +91,20 @@ def compile_step(step: TracedStep, topology: Topology, folder: Path, python: str
         out_of_memory=answer.get("out_of_memory"),
         unread=answer.get("unread"),
     )
+
+
+def _take_out(executable: Path, topology: Topology, python: str | None) -> str | None:
+    """XLA's text of the program inside an executable, beside it; if it cannot be had, why."""
+    program = executable.with_name("program.pb")
+    try:
+        # Of the extra, like the compiler, which may be another interpreter's.
+        from dalle_torch.studies.pod_plan.executable import program_of
+
+        program.write_bytes(program_of(executable.read_bytes()))
+        _run([*_command(python), "text", str(program), str(executable.parent)], topology)
+    except (ImportError, ValueError, RuntimeError) as error:
+        return str(error)
+    return None
 
 
 def _command(python: str | None) -> list[str]:

@@ -3,29 +3,36 @@
 Owns: counting both over all turns of loops, which XLA's own count takes for one. Does not own: the grammar (`hlo`).
 
 Arithmetic is that of matrix products, in operations of bfloat16: one in float32 at full precision is made of six passes
-of those. Memory is the sum, over everything that runs by itself, of what it reads and writes; of a tensor that is only
-sliced or written in part, the part.
+of those. Memory is the sum, over everything that runs by itself, of what it reads and writes in the device's memory; of
+a tensor that is only sliced or written in part, the part. What the compiler keeps in a core's own memory moves nothing.
 """
 
 import math
 import re
 from dataclasses import dataclass
 
-from dalle_torch.studies.pod_plan.hlo import Array, Computation, Instruction, Program
+from dalle_torch.studies.pod_plan.hlo import RUNS, Array, Computation, Instruction, Program
 
 PASSES = {"highest": 6, "high": 3}
 """Products in bfloat16 that one of float32 is made of, by `operand_precision`."""
 
 _FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-    "partition-id", "replica-id", "opt-barrier", "domain",
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "after-all", "partition-id",
+    "replica-id", "opt-barrier", "domain", *RUNS,
 }  # fmt: skip
-"""What moves nothing by itself; of asynchronous pairs the second."""
+"""What moves nothing by itself."""
+
+_FREE_TARGETS = {"AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound"}
+"""The same of the compiler's own calls: places, names for them, promises."""
+
+_PARTS = ("dynamic-slice", "slice", "gather")
+"""What reads of its first operand no more than it gives."""
 
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
 _PRECISION = re.compile(r"operand_precision=\{(\w+)")
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ def count_work(program: Program) -> Work:
 def _products(
     program: Program, computation: Computation, instruction: Instruction
 ) -> list[tuple[Computation, Instruction]]:
-    if instruction.opcode in ("dot", "convolution"):
+    if instruction.opcode in ("dot", "convolution") or _is_softmax(instruction):
         return [(computation, instruction)]
     if instruction.opcode != "fusion":
         return []
@@ -71,9 +78,16 @@ def _products(
     return found
 
 
+def _is_softmax(instruction: Instruction) -> bool:
+    """The kernel that XLA makes for newer chips of a softmax over keys and its product with values."""
+    return instruction.opcode == "custom-call" and instruction.op_name == "online-softmax"
+
+
 def _flops(computation: Computation, product: Instruction) -> float:
     out = product.results[0]
     operands = [computation.instructions[name].results[0] for name in product.operands[:2]]
+    if product.opcode == "custom-call":
+        return 2.0 * out.elements * operands[0].shape[-1]
     if product.opcode == "dot":
         found = _CONTRACTED.search(product.attributes)
         dims = [int(dim) for dim in found[1].split(",") if dim] if found else []
@@ -123,21 +137,34 @@ def _passes(computation: Computation, product: Instruction) -> int:
 
 
 def _bytes(program: Program, computation: Computation, instruction: Instruction) -> float:
-    if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
+    if instruction.opcode in _FREE or instruction.opcode.endswith(("-done", "-update")):
         return 0
-    reads = [
-        sum(array.bytes for array in computation.instructions[name].results)
-        for name in instruction.operands
-        if name in computation.instructions
-    ]
-    if instruction.opcode in ("dynamic-slice", "slice", "gather"):
-        return 2 * instruction.bytes
-    if instruction.opcode == "dynamic-update-slice":
-        return 2 * reads[1]
+    target = _TARGET.search(instruction.attributes) if instruction.opcode == "custom-call" else None
+    if target and target[1] in _FREE_TARGETS:
+        return 0
+    operands = [computation.instructions[name] for name in instruction.operands if name in computation.instructions]
+    reads = [operand.traffic for operand in operands]
     if instruction.opcode == "fusion":
         inside = next(program.computations[name] for role, name in instruction.called if role == "calls")
         return _fusion_bytes(program, inside, instruction, reads)
-    return sum(reads) + instruction.bytes
+    if instruction.opcode == "dynamic-update-slice":
+        return reads[1] + (operands[1].bytes if instruction.traffic else 0)
+    written = _results(instruction, operands)
+    if instruction.opcode.removesuffix("-start") in _PARTS:
+        part = sum(array.bytes for array in written)
+        return min(part, reads[0]) + sum(array.traffic for array in written)
+    return sum(reads) + sum(array.traffic for array in written)
+
+
+def _results(instruction: Instruction, operands: list[Instruction]) -> tuple[Array, ...]:
+    """What is written: an asynchronous start gives names of what goes in as well, before the rest or behind it."""
+    results = instruction.results
+    if not instruction.opcode.endswith("-start") or instruction.opcode == "all-reduce-start":
+        return results
+    if instruction.opcode == "copy-start":
+        return results[:1]
+    into = sum(len(operand.results) for operand in operands)
+    return results[into : 2 * into]
 
 
 def _fusion_bytes(program: Program, inside: Computation, fusion: Instruction, reads: list[int]) -> float:
@@ -149,7 +176,7 @@ def _fusion_bytes(program: Program, inside: Computation, fusion: Instruction, re
 
 
 def _read(program: Program, inside: Computation, name: str, whole: int) -> int:
-    """Bytes that a fusion reads of an operand, `name` inside it: all of them, unless it takes nothing but parts."""
+    """Bytes that a fusion reads of an operand, `name` inside it: `whole`, unless it takes nothing but parts."""
     total = 0
     for use in inside.instructions.values():
         for index, operand in enumerate(use.operands):
@@ -159,7 +186,7 @@ def _read(program: Program, inside: Computation, name: str, whole: int) -> int:
 
 
 def _part(program: Program, use: Instruction, index: int, whole: int) -> int:
-    if use.opcode == "dynamic-slice" and index == 0:
+    if use.opcode in _PARTS and index == 0:
         return use.bytes
     if use.opcode == "dynamic-update-slice" and index == 0:
         return 0
@@ -175,5 +202,5 @@ def _written(inside: Computation, root: Instruction) -> float:
     if root.opcode == "bitcast":
         return _written(inside, inside.instructions[root.operands[0]])
     if root.opcode == "dynamic-update-slice":
-        return inside.instructions[root.operands[1]].bytes
-    return root.bytes
+        return inside.instructions[root.operands[1]].bytes if root.traffic else 0
+    return root.traffic

@@ -58,3 +58,51 @@ ENTRY %main (input: f32[8,16], stack: f32[5,8,16], weights: bf16[16,16]) -> f32[
   ROOT %end = f32[8,16]{1,0} add(%taken, %done)
 }
 """  # noqa: E501  # as XLA breaks lines
+
+NEWER = """\
+HloModule jit_step, is_scheduled=true
+
+%picked (t: f32[64,4], n: s32[4]) -> f32[4,4] {
+  %t = f32[64,4]{1,0:T(8,128)} parameter(0)
+  %n = s32[4]{0:T(128)} parameter(1)
+  %promise = s32[4]{0:T(128)} custom-call(%n), custom_call_target="AssumeGatherIndicesInBound"
+  ROOT %rows = f32[4,4]{1,0:T(8,128)} gather(%t, %promise), offset_dims={1}, collapsed_slice_dims={0}, slice_sizes={1,4}
+}, execution_thread="sparsecore"
+
+%offloaded (t.1: f32[64,4], n.1: s32[4]) -> f32[4,4] {
+  %t.1 = f32[64,4]{1,0:T(8,128)} parameter(0)
+  %n.1 = s32[4]{0:T(128)} parameter(1)
+  ROOT %rows.1 = f32[4,4]{1,0:T(8,128)} fusion(%t.1, %n.1), kind=kCustom, calls=%picked
+}, execution_thread="sparsecore"
+
+%reserved (t.2: f32[64,4], n.2: s32[4]) -> f32[4,4] {
+  %t.2 = f32[64,4]{1,0:T(8,128)} parameter(0)
+  %n.2 = s32[4]{0:T(128)} parameter(1)
+  %inner = ((f32[64,4]{1,0:T(8,128)}, s32[4]{0:T(128)}), f32[4,4]{1,0:T(8,128)}, u32[]{:S(8)}) call-start(%t.2, %n.2), async_execution_thread="sparsecore", to_apply=%offloaded
+  ROOT %inner.1 = f32[4,4]{1,0:T(8,128)} call-done(%inner)
+}, execution_thread="sparsecore"
+
+ENTRY %main (table: f32[64,4], numbers: s32[4], input: f32[16,16], weights: bf16[2,2,4,4], values: bf16[2,2,4,8]) -> f32[16,16] {
+  %table = f32[64,4]{1,0:T(8,128)} parameter(0)
+  %numbers = s32[4]{0:T(128)} parameter(1)
+  %input = f32[16,16]{1,0:T(8,128)} parameter(2)
+  %weights = bf16[2,2,4,4]{3,2,1,0:T(8,128)(2,1)} parameter(3)
+  %values = bf16[2,2,4,8]{3,2,1,0:T(8,128)(2,1)} parameter(4)
+  %start = ((), (), (s32[16384]{0:T(1024)}, s32[1]{0:S(2)})) custom-call-start(), async_execution_thread="sparsecore", custom_call_target="TODO", called_computations={%reserved}
+  %fed = ((f32[64,4]{1,0:T(8,128)}, s32[4]{0:T(128)}), f32[4,4]{1,0:T(8,128)}, s32[16384]{0:T(1024)}) custom-call-update(%start)
+  %fetched = (f32[16,16]{1,0:T(8,128)S(1)}, f32[16,16]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%input)
+  %here = f32[16,16]{1,0:T(8,128)S(1)} copy-done(%fetched)
+  %upper = ((f32[16,16]{1,0:T(8,128)}), f32[8,16]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%input), slice={[0:8], [0:16]}
+  %lower = ((f32[16,16]{1,0:T(8,128)}), f32[8,16]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%input), slice={[8:16], [0:16]}
+  %upper.1 = f32[8,16]{1,0:T(8,128)S(1)} slice-done(%upper)
+  %lower.1 = f32[8,16]{1,0:T(8,128)S(1)} slice-done(%lower)
+  %joined = f32[16,16]{1,0:T(8,128)S(1)} custom-call(%upper.1, %lower.1), custom_call_target="ConcatBitcast"
+  %sum = f32[16,16]{1,0:T(8,128)S(1)} add(%here, %joined)
+  %place = f32[16,16]{1,0:T(8,128)} custom-call(), custom_call_target="AllocateBuffer"
+  %zero = s32[] constant(0)
+  %half = f32[8,16]{1,0:T(8,128)S(1)} slice(%sum), slice={[0:8], [0:16]}
+  %attention = bf16[2,2,4,8]{3,2,1,0:T(8,128)(2,1)} custom-call(%weights, %values), custom_call_target="tpu_custom_call", metadata={op_name="online-softmax"}
+  %done = f32[4,4]{1,0:T(8,128)} custom-call-done(%fed)
+  ROOT %back = f32[16,16]{1,0:T(8,128)} dynamic-update-slice(%place, %half, %zero, %zero)
+}
+"""  # noqa: E501  # as XLA breaks lines, of a chip with memory for vectors and SparseCores

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dalle_torch.studies.pod_plan.collectives import Collective, _group, find_collectives, layer_of
 from dalle_torch.studies.pod_plan.hlo import Array, Instruction, parse
 from dalle_torch.studies.pod_plan.work import _hits, count_work
-from tests.unit.studies.pod_plan.program import TEXT
+from tests.unit.studies.pod_plan.program import NEWER, TEXT
 
 MESH = {device: divmod(device, 4) for device in range(8)}
 
@@ -110,7 +110,7 @@ def test_work_counts_every_turn_and_the_passes_of_full_precision() -> None:
     fusion = 512 + 512 + 4 + 512  # a row of the stack, the weights, the counter; the result
     summed, counted = 512 + 512, 3 * 4
     condition = 3 * (4 + 4 + 1) - 6  # two comparisons of words; their conjunction of truth values
-    permuted, square, gathered, end = 512 + (512 + 512 + 8), 512 + 512 + 256, 512 + 1024, 3 * 512
+    permuted, square, gathered, end = 512 + 512, 512 + 512 + 256, 512 + 1024, 3 * 512
     assert work.bytes == 5 * (fusion + summed + counted) + condition + square + gathered + permuted + end
 
 
@@ -130,6 +130,24 @@ def test_a_part_read_by_a_fusion_inside_a_fusion_is_a_part() -> None:
     )
     assert "calls=%inner" in nested
     assert count_work(parse(nested)) == count_work(parse(TEXT))
+
+
+def test_what_lies_in_a_cores_own_memory_moves_nothing() -> None:
+    program = parse(NEWER)
+    assert [array.space for array in program.computations["main"].instructions["fetched"].results] == [1, 0, 2]
+    fetched, halves, kept = 1024, 2 * 512, 512  # read alone; both halves; the sum is written back, half of it
+    rows = 16 + 64 + 64  # numbers, rows of the table read and written, by the core that fetches
+    softmax = 2 * 2 * 4 * 4 * 2 + 2 * 2 * 4 * 8 * 2 + 2 * 2 * 4 * 8 * 2  # bfloat16: weights, values, result
+    assert count_work(program).bytes == fetched + halves + kept + rows + softmax
+
+
+def test_products_of_the_kernel_of_attention_are_counted() -> None:
+    work = count_work(parse(NEWER))
+    assert work.flops == work.passes == 2 * (2 * 2 * 4 * 8) * 4
+
+
+def test_what_an_asynchronous_start_names_runs() -> None:
+    assert parse(NEWER).times == {"main": 1, "reserved": 1, "offloaded": 1}
 
 
 def test_a_batched_product_written_as_a_window_counts_what_is_there() -> None:
