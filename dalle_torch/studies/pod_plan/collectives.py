@@ -63,11 +63,12 @@ def find_collectives(program: Program, place_of: Mapping[int, Sequence[int]], ax
     for instruction, times in _instructions(program):
         kind = instruction.opcode.removesuffix("-start")
         group = _group(instruction, len(place_of))
+        groups = _pairs(instruction) if kind == "collective-permute" else [group]
         moved = _moved(instruction, kind, program)
         alike[
             Collective(
                 kind=kind,
-                axis=_axis([place_of[device] for device in group], axes),
+                axis=_axis([[place_of[device] for device in group] for group in groups], axes),
                 group=len(group) if kind != "collective-permute" else 2,
                 layer=layer_of(instruction.op_name),
                 shape=", ".join(map(str, moved)),
@@ -122,8 +123,20 @@ def _group(instruction: Instruction, devices: int) -> list[int]:
     if found := _MESH.search(attributes):
         return _of_mesh(found[1], found[2], found[3])
     if found := _LISTED.search(attributes) or _PAIRS.search(attributes):
-        return [int(device) for device in found[1].split("}")[0].lstrip("{").split(",") if device]
+        return _listed(found[1])[0]
     return list(range(devices))
+
+
+def _pairs(instruction: Instruction) -> list[list[int]]:
+    """Of a permutation who sends to whom; some to themselves."""
+    found = _PAIRS.search(instruction.attributes)
+    return _listed(found[1]) if found else []
+
+
+def _listed(text: str) -> list[list[int]]:
+    """{0,4},{1,5} as lists."""
+    groups = text.strip("{}").split("},{")
+    return [[int(device) for device in group.split(",") if device] for group in groups]
 
 
 def _of_mesh(axes: str, devices: str | None, along: str) -> list[int]:
@@ -151,6 +164,9 @@ def _iota(sizes: Sequence[int], order: Sequence[int]) -> list[int]:
     return flat
 
 
-def _axis(places: Sequence[Sequence[int]], axes: Sequence[str]) -> str:
-    different = [name for index, name in enumerate(axes) if len({place[index] for place in places}) > 1]
+def _axis(groups: Sequence[Sequence[Sequence[int]]], axes: Sequence[str]) -> str:
+    """Along which the places of some group differ."""
+    different = [
+        name for index, name in enumerate(axes) if any(len({place[index] for place in places}) > 1 for places in groups)
+    ]
     return " and ".join(different) or "none"

@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 from google.protobuf.message import Message
 from hypothesis import given
@@ -136,3 +138,40 @@ def test_a_program_that_cannot_be_taken_out_leaves_its_memory_and_both_reasons(
     assert compiled.memory == {"peak": 3}
     assert not compiled.text
     assert compiled.unread == "no words for async-update; the executable holds no file of Riegeli records"
+
+
+ASK = """\
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, *sys.argv[1:]])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_compiler_ends_with_the_process_that_asked_it(tmp_path: Path) -> None:
+    request = tmp_path / "request.json"
+    os.mkfifo(request)
+    compiler = [str(Path(process.__file__).with_name("compiler.py")), "compile", str(request), str(tmp_path)]
+    with subprocess.Popen([sys.executable, "-c", ASK, *compiler], stdout=subprocess.PIPE, text=True) as asking:
+        assert asking.stdout is not None
+        child = psutil.Process(int(asking.stdout.readline()))
+        # It reads the request, which has no end as long as somebody could write it.
+        while (writer := _writer(request)) is None:
+            time.sleep(0.1)
+        asking.kill()
+    try:
+        end = time.monotonic() + 60
+        while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < end, "it is still there"
+            time.sleep(0.2)
+    except psutil.NoSuchProcess:
+        pass
+    finally:
+        os.close(writer)
+
+
+def _writer(fifo: Path) -> int | None:
+    try:
+        return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:  # nobody reads it yet
+        return None

@@ -61,6 +61,13 @@ def test_an_axis_is_that_of_the_mesh_whatever_the_devices_numbers() -> None:
     assert [one.axis for one in find_collectives(parse(TEXT), turned, ("dp", "mp"))] == ["dp", "mp", "mp"]
 
 
+def test_a_permutation_has_the_axes_of_all_its_pairs() -> None:
+    # The first device keeps what it has; one sends to another group of its copy, one to another copy.
+    moved = TEXT.replace("source_target_pairs={{0,4},{4,0}}", "source_target_pairs={{0,0},{1,2},{2,5},{5,1}}")
+    found = find_collectives(parse(moved), MESH, ("dp", "mp"))
+    assert [one.axis for one in found if one.kind == "collective-permute"] == ["dp and mp"]
+
+
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=3), st.randoms())
 def test_groups_in_short_form_are_those_of_the_transposed_array(sizes: list[int], random: object) -> None:
     order = list(range(len(sizes)))
