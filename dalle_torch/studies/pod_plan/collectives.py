@@ -9,9 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dalle_torch.studies.pod_plan.hlo import Array, Instruction, Program
-
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+from dalle_torch.studies.pod_plan.hlo import COLLECTIVES, Array, Computation, Instruction, Program
 
 _WORDS = {"xla__scan": "", "call": "", "while": "", "aot_forward": "forward", "aot_backward": "backward"}
 """What torch_xla's loops put into names, in ours."""
@@ -28,7 +26,7 @@ class Collective:
     """Collectives of a program that are alike.
 
     Attributes:
-        kind: one of `KINDS`.
+        kind: one of `COLLECTIVES`.
         axis: of the mesh, along which devices talk: "dp", "mp", or both.
         group: devices that talk to each other.
         layer: where in the model or the step it comes from.
@@ -60,11 +58,11 @@ def find_collectives(program: Program, place_of: Mapping[int, Sequence[int]], ax
         axes: names.
     """
     alike: dict[Collective, int] = defaultdict(int)
-    for instruction, times in _instructions(program):
+    for computation, instruction, times in _instructions(program):
         kind = instruction.opcode.removesuffix("-start")
         group = _group(instruction, len(place_of))
         groups = _pairs(instruction) if kind == "collective-permute" else [group]
-        moved = _moved(instruction, kind, program)
+        moved = _moved(computation, instruction, kind)
         alike[
             Collective(
                 kind=kind,
@@ -90,27 +88,27 @@ def layer_of(op_name: str) -> str:
     return " ".join(dict.fromkeys(part for part in named if part)) or "added by the compiler"
 
 
-def _instructions(program: Program) -> Iterator[tuple[Instruction, int]]:
-    """Collectives that run by themselves, and those that the compiler fused with others."""
-    for _, instruction, times in program.running():
-        if instruction.opcode.removesuffix("-start") in KINDS:
-            yield instruction, times
-        elif instruction.opcode == "fusion":
+def _instructions(program: Program) -> Iterator[tuple[Computation, Instruction, int]]:
+    """Collectives that run by themselves, and those that the compiler fused with others: where each begins."""
+    for computation, instruction, times in program.running():
+        if _is_collective(instruction):
+            yield computation, instruction, times
+        elif instruction.opcode in ("fusion", "fusion-start"):
             for role, name in instruction.called:
-                inside = program.computations[name].instructions.values() if role == "calls" else ()
-                yield from ((inner, times) for inner in inside if inner.opcode.removesuffix("-start") in KINDS)
+                inside = program.computations[name]
+                if role == "calls" and name not in program.continuations:
+                    yield from ((inside, one, times) for one in inside.instructions.values() if _is_collective(one))
 
 
-def _moved(instruction: Instruction, kind: str, program: Program) -> tuple[Array, ...]:
+def _is_collective(instruction: Instruction) -> bool:
+    return instruction.opcode.removesuffix("-start") in COLLECTIVES
+
+
+def _moved(computation: Computation, instruction: Instruction, kind: str) -> tuple[Array, ...]:
     """What is gathered is the result; of everything else it is what goes in."""
-    results = instruction.results
-    if instruction.opcode.endswith("-start") and kind in ("all-gather", "collective-permute"):
-        # (what goes in, what comes out, and more): of a permutation both are alike.
-        return results[1:2] if kind == "all-gather" else results[:1]
-    if kind == "reduce-scatter":
-        group = _group(instruction, 1)
-        return tuple(Array(array.dtype, (array.shape[0] * len(group), *array.shape[1:])) for array in results)
-    return results
+    if kind == "all-gather":
+        return computation.given(instruction)
+    return tuple(array for operand in computation.taken(instruction) for array in operand.results)
 
 
 def _group(instruction: Instruction, devices: int) -> list[int]:

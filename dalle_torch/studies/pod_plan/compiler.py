@@ -11,10 +11,10 @@ package, so that another environment's interpreter can run it.
 It goes by functions of JAX that are not public; setup.cfg pins the versions they are of.
 """
 
-import contextlib
 import json
 import os
 import resource
+import stat
 import sys
 import threading
 import time
@@ -27,7 +27,7 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-MISSING, UNKNOWN_TOPOLOGY = 3, 4
+MISSING, UNKNOWN_TOPOLOGY, UNREADABLE = 3, 4, 5
 """Exit statuses that are answers."""
 
 PROGRAM, EXECUTABLE = "program.txt", "executable.bin"
@@ -47,7 +47,8 @@ _LEFTOVERS = (
 
 
 def main(argv: list[str]) -> int:
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
         from jax.experimental import topologies
     except ImportError as error:
@@ -59,11 +60,7 @@ def main(argv: list[str]) -> int:
         return 0
     folder = Path(argv[2])
     if argv[0] == "text":
-        from jax._src.lib import xla_client
-
-        program = xla_client.hlo.HloModule.from_serialized_hlo_module_proto(Path(argv[1]).read_bytes())
-        (folder / PROGRAM).write_text(program.to_string(), encoding="utf-8")
-        return 0
+        return _write_text(Path(argv[1]).read_bytes(), folder)
     request = json.loads(Path(argv[1]).read_text(encoding="utf-8"))
     answer = _compile(request, _topology(topologies, request["topology"]), folder)
     answer["host_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -71,10 +68,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _end_with(parent: int) -> None:
-    """Nobody waits for the answer once the process that asked is killed, and compiling would go on for minutes."""
-    while os.getppid() == parent:
-        time.sleep(1)
+def _end_with_stdin() -> None:
+    """Whoever asked holds the other end: once it is gone nobody waits, and compiling would go on for minutes."""
+    # Not sys.stdin's: an interpreter that ends wants its lock.
+    os.read(0, 1)
     os._exit(1)
 
 
@@ -121,8 +118,8 @@ def _compile(request: dict[str, Any], devices: Any, folder: Path) -> dict[str, A
     except Exception as error:
         # Of newer chips' programs this jaxlib has no words for all: `executable` takes out what it can read.
         unread = " ".join(str(error).split())
-        with contextlib.suppress(Exception):
-            (folder / EXECUTABLE).write_bytes(built.serialize())
+        if (executable := _serialized(built)) is not None:
+            (folder / EXECUTABLE).write_bytes(executable)
     else:
         (folder / PROGRAM).write_text(text, encoding="utf-8")
     memory = built.get_compiled_memory_stats()
@@ -137,6 +134,26 @@ def _compile(request: dict[str, Any], devices: Any, folder: Path) -> dict[str, A
         "memory": sizes,
         "cost": {k: float(cost[k]) for k in ("flops", "bytes accessed") if k in cost},
     }
+
+
+def _serialized(built: Any) -> bytes | None:
+    try:
+        return bytes(built.serialize())
+    except Exception as error:
+        print(error, file=sys.stderr)
+        return None
+
+
+def _write_text(program: bytes, folder: Path) -> int:
+    from jax._src.lib import xla_client
+
+    try:
+        text = xla_client.hlo.HloModule.from_serialized_hlo_module_proto(program).to_string()
+    except Exception as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return UNREADABLE
+    (folder / PROGRAM).write_text(text, encoding="utf-8")
+    return 0
 
 
 def _annotate(ir: Any, module: Any, request: dict[str, Any]) -> None:

@@ -11,20 +11,24 @@ from functools import cached_property
 
 _BYTES = {
     "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4,
-    "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "f8e4m3fn": 1, "f8e5m2": 1,
+    "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16,
 }  # fmt: skip
 """Of an element; what is not here (tokens, semaphores) takes no memory that counts."""
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 RUNS = ("call", "conditional", "async-start", "call-start", "custom-call-start")
 """What runs other computations as they are; of asynchronous ones the start."""
 
-_SHAPE = re.compile(r"\b([a-z]+[0-9]*(?:e\d+m\d+(?:fn)?)?)\[([0-9,]*)\](\{[^{}]*\})?")
+_SHAPE = re.compile(r"\b([a-z]+[0-9]*(?:e\d+m\d+(?:b\d+)?(?:fn)?(?:uz)?)?)\[([0-9,]*)\](\{[^{}]*\})?")
 _SPACE = re.compile(r"S\((\d+)\)")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
 _CALLED = re.compile(r"\b(body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _LISTED = re.compile(r"\b(branch|called)_computations=\{([^}]*)\}")
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _OP_NAME = re.compile(r'\bop_name="([^"]*)"')
 _NAMES = re.compile(r"%([\w.\-]+)")
 
@@ -47,7 +51,7 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        return math.ceil(self.elements * _BYTES.get(self.dtype, 0))
+        return math.ceil(self.elements * _BYTES.get(self.dtype, self.dtype.startswith("f8")))
 
     @property
     def traffic(self) -> int:
@@ -84,6 +88,12 @@ class Instruction:
         return sum(array.traffic for array in self.results)
 
     @cached_property
+    def target(self) -> str:
+        """Of a custom call: what is called."""
+        found = _TARGET.search(self.attributes) if self.opcode == "custom-call" else None
+        return found[1] if found else ""
+
+    @cached_property
     def op_name(self) -> str:
         """Where it comes from, as whoever made the program named it."""
         found = _OP_NAME.search(self.attributes)
@@ -113,6 +123,22 @@ class Computation:
         found = [instruction for instruction in self.instructions.values() if instruction.opcode == "parameter"]
         return sorted(found, key=lambda instruction: int(instruction.operands[0]))
 
+    def taken(self, instruction: Instruction) -> list[Instruction]:
+        """What goes into one of its instructions."""
+        return [self.instructions[name] for name in instruction.operands if name in self.instructions]
+
+    def given(self, instruction: Instruction) -> tuple[Array, ...]:
+        """What comes out of one of its instructions, or of the asynchronous one that it starts: a start's result names
+        what goes in as well, before that or behind it, and flags."""
+        results = instruction.results
+        if not instruction.opcode.endswith("-start") or instruction.opcode == "all-reduce-start":
+            return results
+        if instruction.opcode == "copy-start":
+            return results[:1]
+        before = sum(len(operand.results) for operand in self.taken(instruction))
+        # Of a collective as many arrays come out as go in, of all others one.
+        return results[before : 2 * before] if _CHANNEL.search(instruction.attributes) else results[before : before + 1]
+
 
 @dataclass
 class Program:
@@ -128,6 +154,23 @@ class Program:
     entry: str
     times: dict[str, int] = field(default_factory=dict)
     unknown_loops: int = 0
+
+    @cached_property
+    def continuations(self) -> frozenset[str]:
+        """Computations inside of fusions that go on with a collective, or end it, which another one began.
+
+        To let it run beside other work XLA writes one into several fusions, whole each time, on the same channel; they
+        may be in loops that lie between its beginning and its end.
+        """
+        of_channel: dict[str, set[str]] = {}
+        begun: set[str] = set()
+        for computation in self.computations.values():
+            for instruction in computation.instructions.values():
+                if channel := _CHANNEL.search(instruction.attributes):
+                    of_channel.setdefault(channel[1], set()).add(computation.name)
+                if instruction.target == "AsyncCollectiveStart":
+                    begun.add(computation.name)
+        return frozenset(name for names in of_channel.values() if names & begun for name in names if name not in begun)
 
     def running(self) -> Iterator[tuple[Computation, Instruction, int]]:
         """Every instruction that runs by itself, and how often."""

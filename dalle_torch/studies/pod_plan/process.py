@@ -4,6 +4,7 @@ Owns: its arguments and answers, whose interpreter runs it, what a failure means
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from dalle_torch.studies.pod_plan.chips import Topology
 
 INSTALL = "pip install 'dalle-torch[plan]'"
 _COMPILER = Path(__file__).with_name("compiler.py")
-_MISSING, _UNKNOWN_TOPOLOGY = 3, 4
+_MISSING, _UNKNOWN_TOPOLOGY, _UNREADABLE = 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _take_out(executable: Path, topology: Topology, python: str | None) -> str |
 
         program.write_bytes(program_of(executable.read_bytes()))
         _run([*_command(python), "text", str(program), str(executable.parent)], topology)
-    except (ImportError, ValueError, RuntimeError) as error:
+    except (ImportError, ValueError) as error:
         return str(error)
     return None
 
@@ -112,10 +113,15 @@ def _command(python: str | None) -> list[str]:
 
 
 def _run(command: Sequence[str], topology: Topology) -> str:
+    # The compiler ends when nobody holds the other end of its input any more: this process, unless it was killed.
+    reading, writing = os.pipe()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, stdin=reading, capture_output=True, text=True, check=False)
     except OSError as error:
         raise ValueError(f"the compiler's interpreter {command[0]} cannot be started: {error}") from error
+    finally:
+        os.close(reading)
+        os.close(writing)
     if done.returncode == 0:
         return done.stdout
     said = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -123,4 +129,6 @@ def _run(command: Sequence[str], topology: Topology) -> str:
         raise ValueError(f"a plan needs the compiler for TPUs, which {command[0]} does not have ({said}): {INSTALL}")
     if done.returncode == _UNKNOWN_TOPOLOGY:
         raise ValueError(f"topology {topology.name} ({topology.of_libtpu}) is not known to libtpu: {said}")
+    if done.returncode == _UNREADABLE:
+        raise ValueError(said)
     raise RuntimeError(f"the compiler ended with status {done.returncode}: {said}")

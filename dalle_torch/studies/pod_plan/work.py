@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from dalle_torch.studies.pod_plan.hlo import RUNS, Array, Computation, Instruction, Program
+from dalle_torch.studies.pod_plan.hlo import COLLECTIVES, RUNS, Array, Computation, Instruction, Program
 
 PASSES = {"highest": 6, "high": 3}
 """Products in bfloat16 that one of float32 is made of, by `operand_precision`."""
@@ -22,8 +22,8 @@ _FREE = {
 }  # fmt: skip
 """What moves nothing by itself."""
 
-_FREE_TARGETS = {"AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound"}
-"""The same of the compiler's own calls: places, names for them, promises."""
+_FREE_TARGETS = {"AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "AsyncCollectiveDone"}
+"""The same of the compiler's own calls: places, names for them, promises, ends."""
 
 _PARTS = ("dynamic-slice", "slice", "gather")
 """What reads of its first operand no more than it gives."""
@@ -32,7 +32,6 @@ _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
 _PRECISION = re.compile(r"operand_precision=\{(\w+)")
-_TARGET = re.compile(r'custom_call_target="([^"]*)"')
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def _products(
 ) -> list[tuple[Computation, Instruction]]:
     if instruction.opcode in ("dot", "convolution") or _is_softmax(instruction):
         return [(computation, instruction)]
-    if instruction.opcode != "fusion":
+    if instruction.opcode not in ("fusion", "fusion-start"):
         return []
     found = []
     for role, name in instruction.called:
@@ -137,42 +136,40 @@ def _passes(computation: Computation, product: Instruction) -> int:
 
 
 def _bytes(program: Program, computation: Computation, instruction: Instruction) -> float:
-    if instruction.opcode in _FREE or instruction.opcode.endswith(("-done", "-update")):
+    opcode = instruction.opcode.removesuffix("-start")
+    if instruction.opcode in _FREE or opcode.endswith(("-done", "-update")) or instruction.target in _FREE_TARGETS:
         return 0
-    target = _TARGET.search(instruction.attributes) if instruction.opcode == "custom-call" else None
-    if target and target[1] in _FREE_TARGETS:
-        return 0
-    operands = [computation.instructions[name] for name in instruction.operands if name in computation.instructions]
+    operands, given = computation.taken(instruction), computation.given(instruction)
     reads = [operand.traffic for operand in operands]
-    if instruction.opcode == "fusion":
+    written = sum(array.traffic for array in given)
+    if opcode == "fusion":
         inside = next(program.computations[name] for role, name in instruction.called if role == "calls")
-        return _fusion_bytes(program, inside, instruction, reads)
-    if instruction.opcode == "dynamic-update-slice":
-        return reads[1] + (operands[1].bytes if instruction.traffic else 0)
-    written = _results(instruction, operands)
-    if instruction.opcode.removesuffix("-start") in _PARTS:
-        part = sum(array.bytes for array in written)
-        return min(part, reads[0]) + sum(array.traffic for array in written)
-    return sum(reads) + sum(array.traffic for array in written)
+        return _fusion_bytes(program, inside, given, reads)
+    if opcode == "dynamic-update-slice":
+        return reads[1] + (operands[1].bytes if written else 0)
+    if opcode in _PARTS:
+        return min(sum(array.bytes for array in given), reads[0]) + written
+    return sum(reads) + written
 
 
-def _results(instruction: Instruction, operands: list[Instruction]) -> tuple[Array, ...]:
-    """What is written: an asynchronous start gives names of what goes in as well, before the rest or behind it."""
-    results = instruction.results
-    if not instruction.opcode.endswith("-start") or instruction.opcode == "all-reduce-start":
-        return results
-    if instruction.opcode == "copy-start":
-        return results[:1]
-    into = sum(len(operand.results) for operand in operands)
-    return results[into : 2 * into]
-
-
-def _fusion_bytes(program: Program, inside: Computation, fusion: Instruction, reads: list[int]) -> float:
+def _fusion_bytes(program: Program, inside: Computation, results: tuple[Array, ...], reads: list[int]) -> float:
     read = sum(
         _read(program, inside, parameter.name, whole)
         for parameter, whole in zip(inside.parameters(), reads, strict=False)
     )
-    return read + _written(inside, inside.root)
+    root = inside.root
+    if root.opcode == "tuple":
+        names = root.operands
+    elif root.target == "AsyncCollectiveStart":  # what is gathered comes second, after what it is made of
+        names, results = root.operands[:1], results[1:2]
+    else:
+        names = (root.name,)
+    # In which memory a result lies is told outside.
+    return read + sum(
+        _written(program, inside, inside.instructions[name])
+        for name, array in zip(names, results, strict=False)
+        if array.traffic
+    )
 
 
 def _read(program: Program, inside: Computation, name: str, whole: int) -> int:
@@ -180,7 +177,7 @@ def _read(program: Program, inside: Computation, name: str, whole: int) -> int:
     total = 0
     for use in inside.instructions.values():
         for index, operand in enumerate(use.operands):
-            if operand == name:
+            if operand == name and not _goes_on(program, inside, use):
                 total += _part(program, use, index, whole)
     return min(whole, total)
 
@@ -190,17 +187,25 @@ def _part(program: Program, use: Instruction, index: int, whole: int) -> int:
         return use.bytes
     if use.opcode == "dynamic-update-slice" and index == 0:
         return 0
+    if use.opcode == "tuple" or use.target == "AsyncCollectiveDone":  # it passes through
+        return 0
     if use.opcode == "fusion":
         inside = next(program.computations[called] for role, called in use.called if role == "calls")
         return _read(program, inside, inside.parameters()[index].name, whole)
     return whole
 
 
-def _written(inside: Computation, root: Instruction) -> float:
-    if root.opcode == "tuple":
-        return sum(_written(inside, inside.instructions[name]) for name in root.operands)
-    if root.opcode == "bitcast":
-        return _written(inside, inside.instructions[root.operands[0]])
-    if root.opcode == "dynamic-update-slice":
-        return inside.instructions[root.operands[1]].bytes if root.traffic else 0
-    return root.traffic
+def _written(program: Program, inside: Computation, result: Instruction) -> int:
+    """Bytes that a fusion writes of a result."""
+    while result.opcode == "bitcast":
+        result = inside.instructions[result.operands[0]]
+    if result.opcode == "parameter" or result.target in _FREE_TARGETS or _goes_on(program, inside, result):
+        return 0
+    if result.opcode == "dynamic-update-slice":
+        return inside.instructions[result.operands[1]].bytes
+    return result.bytes
+
+
+def _goes_on(program: Program, inside: Computation, instruction: Instruction) -> bool:
+    """Whether it is a collective that another fusion began, which counts there."""
+    return inside.name in program.continuations and instruction.opcode.removesuffix("-start") in COLLECTIVES

@@ -88,6 +88,7 @@ ENTRY %main (table: f32[64,4], numbers: s32[4], input: f32[16,16], weights: bf16
   %input = f32[16,16]{1,0:T(8,128)} parameter(2)
   %weights = bf16[2,2,4,4]{3,2,1,0:T(8,128)(2,1)} parameter(3)
   %values = bf16[2,2,4,8]{3,2,1,0:T(8,128)(2,1)} parameter(4)
+  %zero = s32[] constant(0)
   %start = ((), (), (s32[16384]{0:T(1024)}, s32[1]{0:S(2)})) custom-call-start(), async_execution_thread="sparsecore", custom_call_target="TODO", called_computations={%reserved}
   %fed = ((f32[64,4]{1,0:T(8,128)}, s32[4]{0:T(128)}), f32[4,4]{1,0:T(8,128)}, s32[16384]{0:T(1024)}) custom-call-update(%start)
   %fetched = (f32[16,16]{1,0:T(8,128)S(1)}, f32[16,16]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%input)
@@ -98,11 +99,106 @@ ENTRY %main (table: f32[64,4], numbers: s32[4], input: f32[16,16], weights: bf16
   %lower.1 = f32[8,16]{1,0:T(8,128)S(1)} slice-done(%lower)
   %joined = f32[16,16]{1,0:T(8,128)S(1)} custom-call(%upper.1, %lower.1), custom_call_target="ConcatBitcast"
   %sum = f32[16,16]{1,0:T(8,128)S(1)} add(%here, %joined)
-  %place = f32[16,16]{1,0:T(8,128)} custom-call(), custom_call_target="AllocateBuffer"
-  %zero = s32[] constant(0)
   %half = f32[8,16]{1,0:T(8,128)S(1)} slice(%sum), slice={[0:8], [0:16]}
+  %same = f32[16,16]{1,0:T(8,128)} custom-call(%input), custom_call_target="ConcatBitcast"
+  %inside = f32[16,16]{1,0:T(8,128)S(1)} dynamic-update-slice(%sum, %half, %zero, %zero)
+  %place = f32[16,16]{1,0:T(8,128)} custom-call(), custom_call_target="AllocateBuffer"
+  %promise.1 = s32[4]{0:T(128)} custom-call(%numbers), custom_call_target="AssumeGatherIndicesInBound"
   %attention = bf16[2,2,4,8]{3,2,1,0:T(8,128)(2,1)} custom-call(%weights, %values), custom_call_target="tpu_custom_call", metadata={op_name="online-softmax"}
   %done = f32[4,4]{1,0:T(8,128)} custom-call-done(%fed)
   ROOT %back = f32[16,16]{1,0:T(8,128)} dynamic-update-slice(%place, %half, %zero, %zero)
 }
 """  # noqa: E501  # as XLA breaks lines, of a chip with memory for vectors and SparseCores
+
+FUSED = """\
+HloModule jit_step, is_scheduled=true
+
+%begun (b0: bf16[2,8]) -> (bf16[2,8], bf16[8,8], u32[]) {
+  %b0 = bf16[2,8]{1,0} parameter(0)
+  %gather.1 = bf16[8,8]{1,0} all-gather(%b0), channel_id=7, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  ROOT %start = (bf16[2,8]{1,0}, bf16[8,8]{1,0}, u32[]{:S(2)}) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%gone_on (g0: bf16[2,8], g1: bf16[8,8], g2: f32[4,4]) -> (f32[4,4], bf16[2,8], bf16[8,8]) {
+  %g0 = bf16[2,8]{1,0} parameter(0)
+  %g1 = bf16[8,8]{1,0} parameter(1)
+  %g2 = f32[4,4]{1,0} parameter(2)
+  %gather.2 = bf16[8,8]{1,0} all-gather(%g0), channel_id=7, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %twice = f32[4,4]{1,0} add(%g2, %g2)
+  ROOT %all = (f32[4,4]{1,0}, bf16[2,8]{1,0}, bf16[8,8]{1,0}) tuple(%twice, %g0, %gather.2)
+}
+
+%ended (e0: bf16[2,8], e1: bf16[8,8]) -> bf16[8,8] {
+  %e0 = bf16[2,8]{1,0} parameter(0)
+  %e1 = bf16[8,8]{1,0} parameter(1)
+  %gather.3 = bf16[8,8]{1,0} all-gather(%e0), channel_id=7, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  ROOT %end.1 = bf16[8,8]{1,0} custom-call(%e0, %e1, %gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+%stays (s0: f32[8,16], s1: f32[4,16]) -> (f32[128], f32[128], f32[8,16]) {
+  %s0 = f32[8,16]{1,0} parameter(0)
+  %s1 = f32[4,16]{1,0} parameter(1)
+  %nil = s32[] constant(0)
+  %part = f32[2,16]{1,0} slice(%s0), slice={[0:2], [0:16]}
+  %sum.1 = f32[8,16]{1,0} broadcast(%part), dimensions={0,1}
+  %flat = f32[128]{0} bitcast(%sum.1)
+  %put = f32[8,16]{1,0} dynamic-update-slice(%s0, %s1, %nil, %nil)
+  %put.1 = f32[8,16]{1,0} dynamic-update-slice(%s0, %s1, %nil, %nil)
+  %put.2 = f32[128]{0} bitcast(%put)
+  ROOT %both = (f32[128]{0}, f32[128]{0}, f32[8,16]{1,0}) tuple(%flat, %put.2, %put.1)
+}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%first (f0: f32[8,16]) -> f32[8,16] {
+  ROOT %f0 = f32[8,16]{1,0} parameter(0)
+}
+
+%second (f1: f32[8,16]) -> f32[8,16] {
+  %f1 = f32[8,16]{1,0} parameter(0)
+  ROOT %minus = f32[8,16]{1,0} negate(%f1)
+}
+
+%turn (t: (bf16[2,8], bf16[8,8], f32[4,4], u32[])) -> (bf16[2,8], bf16[8,8], f32[4,4], u32[]) {
+  %t = (bf16[2,8]{1,0}, bf16[8,8]{1,0}, f32[4,4]{1,0}, u32[]) parameter(0)
+  %t0 = bf16[2,8]{1,0} get-tuple-element(%t), index=0
+  %t1 = bf16[8,8]{1,0} get-tuple-element(%t), index=1
+  %t2 = f32[4,4]{1,0} get-tuple-element(%t), index=2
+  %t3 = u32[] get-tuple-element(%t), index=3
+  %going = (f32[4,4]{1,0}, bf16[2,8]{1,0}, bf16[8,8]{1,0}) fusion(%t0, %t1, %t2), kind=kCustom, calls=%gone_on
+  %u2 = f32[4,4]{1,0} get-tuple-element(%going), index=0
+  %u0 = bf16[2,8]{1,0} get-tuple-element(%going), index=1
+  %u1 = bf16[8,8]{1,0} get-tuple-element(%going), index=2
+  ROOT %next = (bf16[2,8]{1,0}, bf16[8,8]{1,0}, f32[4,4]{1,0}, u32[]) tuple(%u0, %u1, %u2, %t3)
+}
+
+%again (c: (bf16[2,8], bf16[8,8], f32[4,4], u32[])) -> pred[] {
+  %c = (bf16[2,8]{1,0}, bf16[8,8]{1,0}, f32[4,4]{1,0}, u32[]) parameter(0)
+  ROOT %on = pred[]{:S(6)} constant(true)
+}
+
+ENTRY %main (rows: bf16[2,8], square: f32[4,4], block: f32[8,16], new: f32[4,16], choice: pred[]) -> f32[8,16] {
+  %rows = bf16[2,8]{1,0} parameter(0)
+  %square = f32[4,4]{1,0} parameter(1)
+  %block = f32[8,16]{1,0} parameter(2)
+  %new = f32[4,16]{1,0} parameter(3)
+  %choice = pred[]{:S(6)} parameter(4)
+  %begin = (bf16[2,8]{1,0}, bf16[8,8]{1,0}, u32[]{:S(2)}) fusion(%rows), kind=kCustom, calls=%begun
+  %r0 = bf16[2,8]{1,0} get-tuple-element(%begin), index=0
+  %r1 = bf16[8,8]{1,0} get-tuple-element(%begin), index=1
+  %none = u32[] constant(0)
+  %state = (bf16[2,8]{1,0}, bf16[8,8]{1,0}, f32[4,4]{1,0}, u32[]) tuple(%r0, %r1, %square, %none)
+  %loop = (bf16[2,8]{1,0}, bf16[8,8]{1,0}, f32[4,4]{1,0}, u32[]) while(%state), condition=%again, body=%turn, backend_config={"known_trip_count":{"n":"3"}}
+  %l0 = bf16[2,8]{1,0} get-tuple-element(%loop), index=0
+  %l1 = bf16[8,8]{1,0} get-tuple-element(%loop), index=1
+  %gathered = bf16[8,8]{1,0} fusion(%l0, %l1), kind=kCustom, calls=%ended
+  %kept = (f32[128]{0:S(1)}, f32[128]{0}, f32[8,16]{1,0:S(1)}) fusion(%block, %new), kind=kLoop, calls=%stays
+  %summing = f32[8,16]{1,0} all-reduce-start(%block), channel_id=8, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %summed = f32[8,16]{1,0} all-reduce-done(%summing)
+  ROOT %either = f32[8,16]{1,0} conditional(%choice, %summed, %summed), branch_computations={%first, %second}
+}
+"""  # noqa: E501  # a collective that goes on through a loop; results that stay in a core, behind a bitcast and in place

@@ -141,29 +141,27 @@ def test_a_program_that_cannot_be_taken_out_leaves_its_memory_and_both_reasons(
 
 
 ASK = """\
-import subprocess, sys, time
-child = subprocess.Popen([sys.executable, *sys.argv[1:]])
-print(child.pid, flush=True)
-time.sleep(600)
+import sys
+from dalle_torch.studies.pod_plan import process
+from dalle_torch.studies.pod_plan.chips import find_topology
+process._run(sys.argv[1:], find_topology("v6e-4"))
 """
 
 
 def test_a_compiler_ends_with_the_process_that_asked_it(tmp_path: Path) -> None:
     request = tmp_path / "request.json"
     os.mkfifo(request)
-    compiler = [str(Path(process.__file__).with_name("compiler.py")), "compile", str(request), str(tmp_path)]
-    with subprocess.Popen([sys.executable, "-c", ASK, *compiler], stdout=subprocess.PIPE, text=True) as asking:
-        assert asking.stdout is not None
-        child = psutil.Process(int(asking.stdout.readline()))
+    compiler = [*process._command(None), "compile", str(request), str(tmp_path)]
+    with subprocess.Popen([sys.executable, "-c", ASK, *compiler]) as asking:
         # It reads the request, which has no end as long as somebody could write it.
         while (writer := _writer(request)) is None:
+            assert asking.poll() is None, "it ended before the compiler began"
             time.sleep(0.1)
+        (child,) = psutil.Process(asking.pid).children()
         asking.kill()
     try:
-        end = time.monotonic() + 60
-        while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() < end, "it is still there"
-            time.sleep(0.2)
+        psutil.wait_procs([child], timeout=60)
+        assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "it is still there"
     except psutil.NoSuchProcess:
         pass
     finally:

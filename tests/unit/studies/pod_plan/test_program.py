@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dalle_torch.studies.pod_plan.collectives import Collective, _group, find_collectives, layer_of
 from dalle_torch.studies.pod_plan.hlo import Array, Instruction, parse
 from dalle_torch.studies.pod_plan.work import _hits, count_work
-from tests.unit.studies.pod_plan.program import NEWER, TEXT
+from tests.unit.studies.pod_plan.program import FUSED, NEWER, TEXT
 
 MESH = {device: divmod(device, 4) for device in range(8)}
 
@@ -157,6 +157,46 @@ def test_what_an_asynchronous_start_names_runs() -> None:
     assert parse(NEWER).times == {"main": 1, "reserved": 1, "offloaded": 1}
 
 
+def test_a_collective_that_goes_on_through_other_work_is_one() -> None:
+    program = parse(FUSED)
+    assert program.continuations == {"gone_on", "ended"}
+    assert find_collectives(program, MESH, ("dp", "mp")) == [
+        Collective("all-reduce", "mp", 4, "added by the compiler", "f32[8,16]", 512, 1),
+        Collective("all-gather", "mp", 4, "added by the compiler", "bf16[8,8]", 128, 1),
+    ]
+
+
+def test_fusions_move_what_they_read_and_write_in_the_devices_memory() -> None:
+    gather = 32 + 128  # where it begins: what it is made of, what comes out
+    beside = 3 * (64 + 64)  # of the fusions that it goes on in, three turns: their own operand and result
+    # A part of the block is read, what is put is read and written once: the other two results stay in the core.
+    kept = 2 * 64 + 256 + 256
+    summed, negated = 512 + 512, 512 + 512
+    assert count_work(parse(FUSED)).bytes == gather + beside + kept + summed + negated
+
+
+def test_each_branch_counts() -> None:
+    assert parse(FUSED).times == {"main": 1, "again": 1, "turn": 3, "first": 1, "second": 1}
+
+
+def test_what_starts_beside_other_work_moves_what_goes_in_and_comes_out() -> None:
+    text = """\
+ENTRY %main (a: f32[8,4], b: f32[2,4]) -> f32[8,4] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %b = f32[2,4]{1,0} parameter(1)
+  %i = s32[] constant(0)
+  %scattering = ((f32[8,4]{1,0}), f32[2,4]{1,0}, u32[]) reduce-scatter-start(%a), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %gathering = ((f32[2,4]{1,0}, f32[2,4]{1,0}), (f32[8,4]{1,0}, f32[8,4]{1,0}), u32[]) all-gather-start(%b, %b), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %putting = ((f32[8,4]{1,0}, f32[2,4]{1,0}, s32[], s32[]), f32[8,4]{1,0}, u32[]) dynamic-update-slice-start(%a, %b, %i, %i)
+  ROOT %put = f32[8,4]{1,0} dynamic-update-slice-done(%putting)
+}
+"""  # noqa: E501  # as XLA breaks lines
+    program = parse(text)
+    found = {one.kind: (one.shape, one.bytes) for one in find_collectives(program, MESH, ("dp", "mp"))}
+    assert found == {"reduce-scatter": ("f32[8,4]", 128), "all-gather": ("f32[8,4], f32[8,4]", 256)}
+    assert count_work(program).bytes == (128 + 32) + (2 * 32 + 2 * 128) + (32 + 32)
+
+
 def test_a_batched_product_written_as_a_window_counts_what_is_there() -> None:
     # XLA's form of N products for a TPU: the window as large as the batch, and all but one entry of it filling.
     for batch in (1, 4, 16):
@@ -172,3 +212,4 @@ def test_a_plain_window_counts_all_of_it_but_its_rim() -> None:
 def test_types_without_memory_have_no_bytes() -> None:
     assert Array("token", ()).bytes == 0
     assert Array("bf16", (3, 5)).bytes == 30
+    assert Array("f8e4m3b11fnuz", (3, 5)).bytes == 15
