@@ -89,7 +89,7 @@ ENTRY %main (table: f32[64,4], numbers: s32[4], input: f32[16,16], weights: bf16
   %weights = bf16[2,2,4,4]{3,2,1,0:T(8,128)(2,1)} parameter(3)
   %values = bf16[2,2,4,8]{3,2,1,0:T(8,128)(2,1)} parameter(4)
   %zero = s32[] constant(0)
-  %start = ((), (), (s32[16384]{0:T(1024)}, s32[1]{0:S(2)})) custom-call-start(), async_execution_thread="sparsecore", custom_call_target="TODO", called_computations={%reserved}
+  %start = ((), (), (s32[16384]{0:T(1024)}, s32[1]{0:S(2)})) custom-call-start(), async_execution_thread="sparsecore", custom_call_target="Reserve", called_computations={%reserved}
   %fed = ((f32[64,4]{1,0:T(8,128)}, s32[4]{0:T(128)}), f32[4,4]{1,0:T(8,128)}, s32[16384]{0:T(1024)}) custom-call-update(%start)
   %fetched = (f32[16,16]{1,0:T(8,128)S(1)}, f32[16,16]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%input)
   %here = f32[16,16]{1,0:T(8,128)S(1)} copy-done(%fetched)
