@@ -5,8 +5,8 @@ own: serializing and XLA's text (`compiler`).
 
 On chips with SparseCores (v5p, v6e) XLA has rows of embeddings fetched by those. Such a fetch is reserved by an
 `async-start` without operands and fed by an `async-update` that has the table and the places; the reader of protocol
-buffers in jaxlib 0.10.2, as in those before it, knows `async-update` with one operand alone, the start. What the other
-operands are is told by the computation that the start names.
+buffers in jaxlib 0.10.2 knows `async-update` with one operand alone, the start. What the other operands are is told by
+the computation that the start names.
 
 An executable is a file of Riegeli records (github.com/google/riegeli, doc/riegeli_records_file_format.md), here with
 nothing compressed; one of them has XLA's `HloModuleProtoWithConfig`, whose first field is the program
